@@ -1,0 +1,46 @@
+"""Datasets by name, held on the device, handed out in batches."""
+
+from tutelage.data import cifar, digits, shapes  # noqa: F401  (importing them registers their datasets)
+from tutelage.data.augment import CropFlip, normalise
+from tutelage.data.batch import Batch
+from tutelage.data.catalog import (
+    CIFAR10_NORMALISATION,
+    CIFAR100_NORMALISATION,
+    CIFAR100_OFA_NORMALISATION,
+    IMAGENET_NORMALISATION,
+    STL10_NORMALISATION,
+    Dataset,
+    DatasetInfo,
+    Normalisation,
+    dataset_info,
+    dataset_names,
+    load_dataset,
+    register_dataset,
+)
+from tutelage.data.resident import EpochOrder, ResidentData
+from tutelage.data.shapes import make_shapes
+from tutelage.data.subsets import few_shot_indices, few_shot_split, validation_split
+
+__all__ = [
+    "CIFAR10_NORMALISATION",
+    "CIFAR100_NORMALISATION",
+    "CIFAR100_OFA_NORMALISATION",
+    "IMAGENET_NORMALISATION",
+    "STL10_NORMALISATION",
+    "Batch",
+    "CropFlip",
+    "Dataset",
+    "DatasetInfo",
+    "EpochOrder",
+    "Normalisation",
+    "ResidentData",
+    "dataset_info",
+    "dataset_names",
+    "few_shot_indices",
+    "few_shot_split",
+    "load_dataset",
+    "make_shapes",
+    "normalise",
+    "register_dataset",
+    "validation_split",
+]
