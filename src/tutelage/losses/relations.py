@@ -1,0 +1,115 @@
+"""Losses on the relations between the samples of one batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_COINCIDENT = 1e-12
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Similarity-preserving loss for one layer.
+
+    L = 1/B^2 || G_s - G_t ||_F^2, G the Gram matrix of the flattened features with rows of unit length.
+
+    Args:
+        student: Features `[B, ...]`.
+        teacher: Features `[B, ...]`; everything but B may differ.
+
+    Returns:
+        Scalar in `[0, 4 / B]`.
+
+    Source:
+        Tung and Mori 2019, arXiv 1907.09682, equations 1 to 4; RepDistiller ``distiller_zoo/SP.py``.
+    """
+    return F.mse_loss(_similarities(student), _similarities(teacher))
+
+
+def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distance-wise relational distillation.
+
+    L = 1/B^2 sum_ij huber(d_s,ij / mean d_s, d_t,ij / mean d_t), d the Euclidean distances within the batch
+    (0 on the diagonal), the means over all pairs i != j, huber the smooth L1 with its bend at 1.
+
+    Args:
+        student: Embeddings `[B, D_s]`.
+        teacher: Embeddings `[B, D_t]`.
+
+    Returns:
+        Scalar >= 0; 0 for a batch of one.
+
+    Source:
+        Park et al. 2019, arXiv 1904.05068, equations 5 to 7; RepDistiller ``distiller_zoo/RKD.py``, which
+        averages the positive distances: squared distances are raised to 1e-12, so these are all pairs. A
+        batch of one gives NaN there. The batch mean is subtracted first, which changes no distance but keeps
+        digits in float32.
+    """
+    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+
+
+def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Angle-wise relational distillation.
+
+    L = 1/B^3 sum_ijk huber(cos_s,ijk, cos_t,ijk), cos_ijk the cosine of the angle at sample i between samples
+    j and k. Memory grows with B^2 (B + D).
+
+    Args:
+        student: Embeddings `[B, D_s]`.
+        teacher: Embeddings `[B, D_t]`.
+
+    Returns:
+        Scalar in `[0, 1.5]`.
+
+    Source:
+        Park et al. 2019, arXiv 1904.05068, equations 8 and 9; RepDistiller ``distiller_zoo/RKD.py``.
+        Deviation: two samples that coincide have no direction and here pass no gradient; dividing by a
+        small constant, as the reference does, lets it grow to 1e12.
+    """
+    return F.smooth_l1_loss(_angles(student), _angles(teacher))
+
+
+def rkd_loss(
+    student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
+) -> Tensor:
+    """Relational distillation: weighted sum of the distance and the angle term.
+
+    Args:
+        student: Embeddings `[B, D_s]`.
+        teacher: Embeddings `[B, D_t]`.
+        distance_weight: Weight of ``rkd_distance_loss``; 25 in the paper and in RepDistiller.
+        angle_weight: Weight of ``rkd_angle_loss``; 50 there.
+
+    Returns:
+        Scalar >= 0.
+    """
+    distance = rkd_distance_loss(student, teacher)
+    return distance_weight * distance + angle_weight * rkd_angle_loss(student, teacher)
+
+
+def _similarities(features: Tensor) -> Tensor:
+    """Gram matrix `[B, B]` of flattened features `[B, ...]`, rows of unit length."""
+    flat = features.flatten(1)
+    return F.normalize(flat @ flat.t(), dim=1)
+
+
+def _relative_distances(embeddings: Tensor) -> Tensor:
+    """Euclidean distances `[B, B]` as multiples of their mean over all pairs, diagonal 0."""
+    count = embeddings.shape[0]
+    centred = embeddings - embeddings.mean(dim=0)
+    squares = centred.pow(2).sum(dim=1)
+    squared = squares.unsqueeze(1) + squares.unsqueeze(0) - 2 * centred @ centred.t()
+    diagonal = torch.eye(count, dtype=torch.bool, device=embeddings.device)
+    distances = squared.clamp(min=_COINCIDENT).sqrt().masked_fill(diagonal, 0)
+    mean = distances.sum() / max(count * (count - 1), 1)
+    return distances / mean.clamp(min=_COINCIDENT)
+
+
+def _angles(embeddings: Tensor) -> Tensor:
+    """Cosines `[B, B, B]`: entry (i, j, k) is the angle at sample i between samples j and k."""
+    differences = embeddings.unsqueeze(0) - embeddings.unsqueeze(1)
+    lengths = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
+    apart = lengths > _COINCIDENT
+    directions = differences * (apart / torch.where(apart, lengths, 1.0))
+    return directions @ directions.transpose(1, 2)
