@@ -1,0 +1,76 @@
+"""Creating networks by name, and asking whether they take images of a size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from tutelage.errors import TutelageError, UserError, nearest
+from tutelage.models.probing import Size, blank_image, image_shape, undisturbed
+
+
+def create_network(name: str, num_classes: int, **settings: Any) -> nn.Module:
+    """Create a model of the zoo or of timm by name.
+
+    Args:
+        name: As in ``timm.list_models()``; the zoo's names end in ``_cifar``.
+        num_classes: Number of classes N.
+        **settings: Passed on to the model, e.g. ``img_size=32`` or ``pretrained=True``.
+
+    Raises:
+        UserError: No such name (with the nearest known one), or settings that the model doesn't take.
+        TutelageError: Pretrained weights can't be had.
+    """
+    on_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not on_hub and not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"there is no network '{name}'{hint} (tutelage list models shows all)")
+    try:
+        return timm.create_model(name, num_classes=num_classes, **settings)
+    except TutelageError:
+        raise
+    except Exception as error:
+        reason = first_line(error)
+        if on_hub or (settings.get("pretrained") and isinstance(error, OSError | RuntimeError)):
+            raise TutelageError(
+                f"the pretrained network '{name}' can't be had: {reason}; check name and connection"
+            ) from error
+        given = ", ".join(f"{key}={value}" for key, value in settings.items()) or "no settings"
+        raise UserError(
+            f"'{name}' can't be made with {given}: {reason}; change the network's args"
+        ) from error
+
+
+def check_input(model: nn.Module, size: Size) -> None:
+    """Refuse images that ``model`` can't take; nothing of the model and no random state changes.
+
+    Args:
+        model: Images to logits.
+        size: Side, (H, W) or (C, H, W).
+
+    Raises:
+        UserError: A black image of this size does not lead to logits.
+    """
+    _, height, width = image_shape(size)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    native = config.get("input_size", ())[-2:]
+    made_for = f" (it was made for {native[0]}x{native[1]})" if native else ""
+    try:
+        with undisturbed(model):
+            answer = model(blank_image(model, size))
+    except Exception as error:
+        raise UserError(
+            f"{type(model).__name__} can't take images of {height}x{width}{made_for}: {first_line(error)}; "
+            "choose another network or image size, or give the network img_size where it takes one"
+        ) from error
+    logits = getattr(answer, "logits", answer)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UserError(f"{type(model).__name__} gives no logits [B, N]; take a network for classification")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without a full stop; its type where it has none."""
+    text = str(error).strip().splitlines()
+    return text[0].strip().rstrip(".") if text else type(error).__name__

@@ -1,0 +1,340 @@
+"""A model together with what is asked of it: logits, the pooled vector, stage features, inserted modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import UserError
+from tutelage.models import zoo
+from tutelage.models.creation import check_input, create_network
+from tutelage.models.probing import Size, blank_image, undisturbed
+from tutelage.models.taps import Taps, as_map, describe_taps
+
+__all__ = [
+    "Ask",
+    "Inserts",
+    "Network",
+    "Outputs",
+    "Role",
+    "Shapes",
+    "check_ask",
+    "check_input",
+    "create_network",
+    "probe",
+]
+
+Role = Literal["trained", "frozen"]
+PASS = ("forward_features", "forward_head", "get_classifier")
+"""What a model needs beside its forward to hand over more than logits."""
+
+Inserts = Mapping[int, nn.Module] | nn.ModuleDict | Sequence[nn.Module | None] | nn.ModuleList
+
+
+class Outputs(NamedTuple):
+    """What a network hands over for B images; only what was asked for is filled.
+
+    Attributes:
+        logits: [B, N] for N classes.
+        pooled: [B, D], what the last linear layer receives.
+        stages: [B, C_l, H_l, W_l] for each stage; tokens laid out as a map, without class token.
+        branches: [B, N_b] for each auxiliary classifier.
+    """
+
+    logits: Tensor
+    pooled: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+    branches: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a network is to hand over beside its logits.
+
+    Attributes:
+        pooled: The vector before the last linear layer.
+        stages: The features at the ends of the stages, see `taps.describe_taps`.
+        preact: The stages' features before their last activation (networks of the zoo only).
+    """
+
+    pooled: bool = False
+    stages: bool = False
+    preact: bool = False
+
+
+class Shapes(NamedTuple):
+    """Sizes of `Outputs` for one image, without the batch dimension.
+
+    Attributes:
+        logits: (N,).
+        pooled: (D,), or None where it was not asked for.
+        stages: (C_l, H_l, W_l) for each stage; empty where they were not asked for.
+        inputs: What each stage receives, as the network has it: (C, H, W), (H, W, C) or (tokens, C); None
+            where it is not one tensor at one entrance. Empty where the stages were not asked for.
+    """
+
+    logits: tuple[int, ...]
+    pooled: tuple[int, ...] | None
+    stages: tuple[tuple[int, ...], ...]
+    inputs: tuple[tuple[int, ...] | None, ...]
+
+
+class _Gate:
+    """A forward pre-hook that is shut unless a module stands in it.
+
+    An object rather than a closure, so that a copied network has gates of its own.
+    """
+
+    def __init__(self) -> None:
+        self.module: nn.Module | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return None if self.module is None else (self.module(args[0]), *args[1:])
+
+
+class _Recorder:
+    """A forward hook that keeps what its module returned while it listens."""
+
+    def __init__(self) -> None:
+        self.listening = False
+        self.seen: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.listening:
+            self.seen = output
+
+
+class Network(nn.Module):
+    """A model in a role, which hands over what is asked of it in one pass.
+
+    The model's own forward is not changed. Logits are those of ``model(images)`` to the last bit, whatever
+    else is asked for.
+
+    Args:
+        model: A network of timm or the zoo; any other that maps images to logits, where nothing else is
+            asked.
+        ask: What to hand over beside logits.
+        role: "frozen" takes the gradient from the parameters and keeps the model in evaluation mode, also
+            under ``train()``.
+
+    Attributes:
+        model: The plain model.
+        preprocess: Applied to the images first, e.g. another normalisation; None passes them as they are.
+
+    Raises:
+        UserError: The model can't hand over what is asked.
+    """
+
+    preprocess: nn.Module | None
+
+    def __init__(self, model: nn.Module, ask: Ask = Ask(), role: Role = "trained") -> None:
+        super().__init__()
+        self.model = model
+        self.ask = ask
+        self.role = role
+        self.preprocess = None
+        self._gates: list[_Gate | None] = []
+        self._recorders: list[_Recorder] = []
+        check_ask(model, ask)
+        if ask.stages and not self.taps.native:  # looked up here, so that a compiled forward finds the taps
+            self._recorders = [_hook(model, stage.module) for stage in self.taps.stages]
+        if role == "frozen":
+            model.requires_grad_(False)
+            self.eval()
+
+    @cached_property
+    def taps(self) -> Taps:
+        """The model's stages.
+
+        Raises:
+            UserError: They can't be found.
+        """
+        return describe_taps(self.model)
+
+    def train(self, mode: bool = True) -> Network:
+        """Training or evaluation mode; a frozen network stays in the latter."""
+        return super().train(mode and self.role == "trained")
+
+    def forward(self, images: Tensor, inserts: Inserts | None = None) -> Outputs:
+        """Run the model once.
+
+        Args:
+            images: [B, 3, H, W].
+            inserts: Modules applied to what stages receive, by stage number from 0 (a mapping; a `ModuleDict`
+                has them as strings) or one for each stage in order (None leaves a stage alone). They see maps
+                or tokens as the model has them at that point and keep their shape. Gradients reach them
+                through a frozen model.
+
+        Raises:
+            UserError: ``inserts`` name a stage that isn't there or has no single entrance.
+        """
+        if self.preprocess is not None:
+            images = self.preprocess(images)
+        if inserts is None:
+            return self._answer(images)
+        if not self._gates:
+            self.install()
+        try:
+            for stage, module in _numbered(inserts):
+                self._gate(stage).module = module
+            return self._answer(images)
+        finally:
+            for gate in self._gates:
+                if gate is not None:
+                    gate.module = None
+
+    def install(self) -> None:
+        """Put gates for inserts at the stages' entrances; they let everything pass until a call uses them.
+
+        The first call with inserts does it; a network compiled before that call has to be given them here.
+        """
+        if not self._gates:
+            self._gates = [_gate(self.model, stage.boundary) for stage in self.taps.stages]
+
+    def _gate(self, stage: int) -> _Gate:
+        here = 0 <= stage < len(self._gates)
+        gate = self._gates[stage] if here else None
+        if gate is None:
+            why = "has no single entrance" if here else f"isn't one of its stages 0 to {len(self._gates) - 1}"
+            raise UserError(
+                f"nothing can be put in front of stage {stage} of {type(self.model).__name__}: it {why}; "
+                "choose another stage or another network"
+            )
+        return gate
+
+    def _answer(self, images: Tensor) -> Outputs:
+        if not (self.ask.pooled or self.ask.stages):
+            return Outputs(self.model(images))
+        features, stages = self._features(images)
+        model: Any = self.model
+        if not self.ask.pooled:
+            return Outputs(model.forward_head(features), None, stages)
+        vector = model.forward_head(features, pre_logits=True)
+        logits = model.get_classifier()(vector) if _ends_in_linear(model) else model.forward_head(features)
+        return Outputs(logits, vector.flatten(1), stages)
+
+    def _features(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What ``forward_features`` gives, and the stages' maps where they are asked for."""
+        model: Any = self.model
+        if not self.ask.stages:
+            return model.forward_features(images), ()
+        if self._recorders:
+            features, stages = self._listen(images)
+        else:
+            options: dict[str, Any] = {"preact": True} if self.ask.preact else {}
+            features, stages = model.forward_intermediates(images, indices=self.taps.indices, **options)
+        if self.taps.stages[-1].final:
+            stages = [*stages[:-1], features]
+        return features, tuple(stages)
+
+    def _listen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        model: Any = self.model
+        try:
+            for recorder in self._recorders:
+                recorder.listening = True
+            features = model.forward_features(images)
+            seen = [recorder.seen for recorder in self._recorders]
+        finally:
+            for recorder in self._recorders:
+                recorder.listening, recorder.seen = False, None
+        return features, [as_map(stage, self.taps) for stage in seen if stage is not None]
+
+
+def _ends_in_linear(model: Any) -> bool:
+    """Whether the logits are one layer applied to the pooled vector.
+
+    It isn't so where several classifiers are averaged (DeiT's and LeViT's distilled networks), where the
+    classifier is a convolution (DLA, DPN), and where a token head helps (VOLO).
+    """
+    single = isinstance(model.get_classifier(), nn.Linear | nn.Identity)
+    return single and getattr(model, "aux_head", None) is None
+
+
+def _hook(model: nn.Module, path: str) -> _Recorder:
+    recorder = _Recorder()
+    model.get_submodule(path).register_forward_hook(recorder)
+    return recorder
+
+
+def _gate(model: nn.Module, path: str | None) -> _Gate | None:
+    if path is None:
+        return None
+    gate = _Gate()
+    model.get_submodule(path).register_forward_pre_hook(gate)
+    return gate
+
+
+def _numbered(inserts: Inserts) -> Iterable[tuple[int, nn.Module]]:
+    if isinstance(inserts, Mapping | nn.ModuleDict):
+        return [(int(stage), module) for stage, module in inserts.items()]
+    return [(stage, module) for stage, module in enumerate(inserts) if module is not None]
+
+
+def check_ask(model: nn.Module, ask: Ask) -> None:
+    """Refuse what ``model`` can't hand over.
+
+    Raises:
+        UserError: It lacks timm's interface, has no stages to be found, or no pre-activation features.
+    """
+    name = type(model).__name__
+    if ask.stages:
+        describe_taps(model)
+    if ask.preact and not isinstance(model, zoo.CifarNet):
+        raise UserError(
+            f"{name} has no features before the activation; choose a network of the zoo (*_cifar)"
+        )
+    if ask.preact and not ask.stages:
+        raise UserError("features before the activation are stage features; ask for stages too")
+    lacking = [part for part in PASS if not hasattr(model, part)]
+    if lacking and (ask.pooled or ask.stages):
+        raise UserError(
+            f"{name} can hand over nothing but logits, because it lacks '{lacking[0]}'; take a network of "
+            "timm or the zoo, or a method that works on logits (kd, dkd, dist)"
+        )
+
+
+def probe(network: Network, size: Size, device: torch.device | str | None = None) -> Shapes:
+    """The shapes of what ``network`` hands over, to plan projectors from.
+
+    Evaluation mode, no gradient: batch-norm statistics, modes and random state stay as they are.
+
+    Args:
+        network: Any.
+        size: Side, (H, W) or (C, H, W) of the images.
+        device: Where the network is; None looks at its parameters.
+
+    Raises:
+        UserError: The network can't take images of this size.
+    """
+    image = blank_image(network, size)
+    if device is not None:
+        image = image.to(device)
+    check_input(network.model, size)
+    entrances = [stage.boundary for stage in network.taps.stages] if network.ask.stages else []
+    arriving: dict[str, tuple[int, ...]] = {}
+
+    def watch(path: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                arriving[path] = tuple(args[0].shape[1:])
+
+        return network.model.get_submodule(path).register_forward_pre_hook(note)
+
+    handles = [watch(path) for path in entrances if path is not None]
+    try:
+        with undisturbed(network):
+            out = network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Shapes(
+        tuple(out.logits.shape[1:]),
+        None if out.pooled is None else tuple(out.pooled.shape[1:]),
+        tuple(tuple(stage.shape[1:]) for stage in out.stages),
+        tuple(None if path is None else arriving.get(path) for path in entrances),
+    )

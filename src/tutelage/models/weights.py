@@ -1,0 +1,333 @@
+"""Weights files: reading foreign ones safely, fitting them into networks, writing them with their facts.
+
+Weights are written as safetensors, with a JSON file of the same name (the sidecar) for what a tensor can't
+tell: normalisation, accuracy, origin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tutelage.errors import UserError
+from tutelage.files import write_atomically, write_json
+from tutelage.models.creation import create_network
+from tutelage.models.fingerprint import COUNTER, schema_hash, weights_hash
+from tutelage.models.known import find_known
+from tutelage.models.reading import ImportedWeights, read_state_dict
+
+__all__ = [
+    "ImportedWeights",
+    "import_weights",
+    "inspect_weights",
+    "load_into",
+    "matching_models",
+    "read_sidecar",
+    "read_state_dict",
+    "save_weights",
+    "sidecar_path",
+]
+
+HEADS = ("fc", "linear", "classifier", "classifier.0", "classifier.1", "head", "head.fc")
+"""Where the last linear layer of the zoo's, timm's and torchvision's networks lies."""
+
+COMMON = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "convnext_base",
+    "swin_tiny_patch4_window7_224",
+    "swin_base_patch4_window7_224",
+    "deit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "vit_base_patch16_224",
+    "mixer_b16_224",
+    "resmlp_12_224",
+)
+"""Networks of timm that weights are compared with when none of the zoo's fits."""
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a whole state dict into ``model``; either everything fits or nothing is changed.
+
+    Args:
+        model: Any network.
+        state: Plain keys -> tensors, as `read_state_dict` gives them. MobileNetV2's classifier may be called
+            ``classifier.0`` (RepDistiller) or ``classifier`` (HSAKD, DPCD); batch counters may be absent.
+        source: What messages call the weights.
+
+    Raises:
+        UserError: Other class count (naming both), or other keys or shapes.
+    """
+    wanted = model.state_dict()
+    state = _renamed(state, wanted)
+    problem = _misfit(state, wanted)
+    if problem is not None:
+        raise UserError(f"{source}: {problem}")
+    counters = {key: value for key, value in wanted.items() if _is_counter(key) and key not in state}
+    model.load_state_dict({**counters, **state}, strict=True)
+
+
+def _is_counter(key: str) -> bool:
+    return key.rpartition(".")[2] == COUNTER
+
+
+def _renamed(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` under the wanted keys when they differ only in how MobileNetV2's classifier is called."""
+    for theirs, ours in (("classifier.0.", "classifier."), ("classifier.", "classifier.0.")):
+        ends = ("weight", "bias")
+        if all(theirs + end in state and ours + end in wanted and ours + end not in state for end in ends):
+            names = {theirs + end: ours + end for end in ends}
+            return {names.get(key, key): value for key, value in state.items()}
+    return state
+
+
+def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """Why ``state`` is not one for a network whose own is ``wanted``, or None."""
+    missing = [key for key in wanted if key not in state and not _is_counter(key)]
+    unexpected = [key for key in state if key not in wanted and not _is_counter(key)]
+    if missing or unexpected:
+        return (
+            f"the weights belong to another network: {_few(missing)} missing, {_few(unexpected)} unexpected; "
+            "'tutelage weights inspect' names the networks they fit"
+        )
+    other = [key for key, value in state.items() if key in wanted and value.shape != wanted[key].shape]
+    if not other:
+        return None
+    if all(_only_classes_differ(key, state[key], wanted[key]) for key in other):
+        given, asked = len(state[other[0]]), len(wanted[other[0]])
+        return (
+            f"the weights are for {given} classes and the network has {asked}; choose weights or data with "
+            "equal class counts"
+        )
+    key = other[0]
+    return (
+        f"{len(other)} tensors have another shape, '{key}' {list(state[key].shape)} instead of "
+        f"{list(wanted[key].shape)}; 'tutelage weights inspect' names the networks they fit"
+    )
+
+
+def _only_classes_differ(key: str, given: Tensor, wanted: Tensor) -> bool:
+    in_head = key.rpartition(".")[0] in (*HEADS, "head_dist")
+    return in_head and given.ndim == wanted.ndim > 0 and given.shape[1:] == wanted.shape[1:]
+
+
+def _few(keys: Sequence[str]) -> str:
+    named = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return f"{len(keys)} ({named})" if keys else "none"
+
+
+def save_weights(
+    path: str | Path, weights: nn.Module | Mapping[str, Tensor], sidecar: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write safetensors and the sidecar, each atomically, the weights first.
+
+    Args:
+        path: Where to; the sidecar gets the same name with ``.json``.
+        weights: A network or its state dict.
+        sidecar: Facts that JSON can hold; ``weights_hash`` and ``schema_hash`` are added.
+
+    Returns:
+        The sidecar.
+
+    Raises:
+        UserError: ``path`` ends in ``.json``.
+        TutelageError: The files can't be written; what was there is as it was.
+    """
+    path = Path(path)
+    if path == sidecar_path(path):
+        raise UserError(f"{path} is where the facts about the weights go; choose a name with .safetensors")
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    # safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    facts = {**(sidecar or {}), "weights_hash": weights_hash(tensors), "schema_hash": schema_hash(tensors)}
+    content = save(tensors)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_json(sidecar_path(path), facts)
+    return facts
+
+
+def sidecar_path(path: str | Path) -> Path:
+    """Where the facts beside the weights ``path`` lie."""
+    return Path(path).with_suffix(".json")
+
+
+def read_sidecar(path: str | Path) -> dict[str, Any]:
+    """The facts noted beside the weights ``path``; empty where there are none or the JSON is somebody else's.
+
+    Raises:
+        UserError: The file is no JSON or can't be read.
+    """
+    beside = sidecar_path(path)
+    if not beside.exists():
+        return {}
+    try:
+        facts = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"can't read {beside}, the facts about the weights; delete it or import again"
+        ) from error
+    return facts if isinstance(facts, dict) and "weights_hash" in facts else {}
+
+
+def import_weights(
+    source: str | Path,
+    out: str | Path,
+    prefix: str | None = None,
+    model: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Turn a foreign weights file into safetensors with a sidecar.
+
+    Args:
+        source: The foreign file, see `read_state_dict`.
+        out: Where to write.
+        prefix: Which network, where the file holds several.
+        model: The network they belong to, checked; None looks for those that fit.
+        mean: Normalisation the weights were trained with; None takes the published one of known weights.
+        std: Likewise; both or neither.
+
+    Returns:
+        The sidecar: what the file was, the networks it fits, class count, normalisation, accuracy as
+        published, hashes, licence. What is not known is None.
+
+    Raises:
+        UserError: The file can't be taken, doesn't fit ``model``, or the normalisation is no such thing.
+        TutelageError: The result can't be written.
+    """
+    source, out = Path(source), Path(out)
+    _check_normalisation(mean, std)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"{out} is the file that is read; choose another name to write to")
+    imported = read_state_dict(source, prefix)
+    facts = _facts(imported, model)
+    if mean is not None and std is not None:
+        facts |= {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
+    origin = {
+        "source_file": source.name,
+        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "prefix": prefix,
+    }
+    return save_weights(out, imported.state, {**facts, **origin})
+
+
+def inspect_weights(path: str | Path, prefix: str | None = None) -> dict[str, Any]:
+    """What a weights file holds, without writing anything.
+
+    Args:
+        path: Any file `read_state_dict` takes.
+        prefix: Which network, where the file holds several.
+
+    Raises:
+        UserError: The file can't be taken.
+    """
+    imported = read_state_dict(path, prefix)
+    values = sum(value.numel() for value in imported.state.values())
+    return {
+        "file": Path(path).name,
+        "prefix": prefix,
+        **_facts(imported, None),
+        "tensors": len(imported.state),
+        "values": values,
+        "weights_hash": weights_hash(imported.state),
+        "schema_hash": schema_hash(imported.state),
+        "sidecar": read_sidecar(path),
+    }
+
+
+def _facts(imported: ImportedWeights, model: str | None) -> dict[str, Any]:
+    """What the weights themselves and the catalogue of known weights tell."""
+    classes = class_count(imported.state)
+    known = find_known(weights_hash(imported.state))
+    if model is not None:
+        _check_fit(imported.state, model, classes)
+    fitting = [model] if model is not None else matching_models(imported.state)
+    chosen = known.model if known is not None and model is None else fitting[0] if len(fitting) == 1 else None
+    return {
+        "format": imported.format,
+        "notes": list(imported.notes),
+        "model": chosen,
+        "models": fitting,
+        "num_classes": classes,
+        "name": known.name if known else None,
+        "dataset": known.dataset if known else None,
+        "mean": known.mean if known else None,
+        "std": known.std if known else None,
+        "top1": known.top1 if known else None,
+        "top5": known.top5 if known else None,
+        "source": known.source if known else None,
+        "licence": known.licence if known else None,
+    }
+
+
+def class_count(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of the last linear layer, or None where none is found under a usual name."""
+    for head in HEADS:
+        weight = state.get(f"{head}.weight")
+        if weight is not None and weight.ndim >= 2:
+            return len(weight)
+    return None
+
+
+def matching_models(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the networks whose state dict has these keys and shapes; those with the very same keys first.
+
+    All networks of the zoo are compared, and some of timm's where none of them fits. Several may fit:
+    strides, for one, can't be seen in weights.
+    """
+    classes = class_count(state)
+    if classes is None:
+        return []
+    return _fitting(state, timm.list_models("*_cifar"), classes) or _fitting(state, COMMON, classes)
+
+
+def _fitting(state: Mapping[str, Tensor], names: Iterable[str], classes: int) -> list[str]:
+    exact: list[str] = []
+    renamed: list[str] = []
+    for name in names:
+        wanted = _blank_state(name, classes)
+        adapted = _renamed(state, wanted)
+        if _misfit(adapted, wanted) is None:
+            (exact if adapted is state else renamed).append(name)
+    return exact + renamed
+
+
+def _blank_state(name: str, classes: int | None) -> dict[str, Tensor]:
+    """The state dict of a network as shapes only, without memory for values."""
+    with torch.device("meta"):
+        return create_network(name, classes if classes is not None else 1000).state_dict()
+
+
+def _check_fit(state: Mapping[str, Tensor], model: str, classes: int | None) -> None:
+    wanted = _blank_state(model, classes)
+    problem = _misfit(_renamed(state, wanted), wanted)
+    if problem is not None:
+        fitting = matching_models(state)
+        hint = f" (they fit {', '.join(fitting)})" if fitting else ""
+        raise UserError(f"{model}: {problem}{hint}")
+
+
+def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    if (mean is None) != (std is None):
+        raise UserError("--mean and --std belong together; give both or neither")
+    if mean is None or std is None:
+        return
+    sound = all(0 <= value <= 1 for value in mean) and all(value > 0 for value in std)
+    if len(mean) != 3 or len(std) != 3 or not sound:
+        raise UserError(
+            "--mean takes three numbers from 0 to 1 and --std three above 0, for red, green and blue in 0..1"
+        )
