@@ -1,0 +1,37 @@
+"""Distillation methods, one file each; importing the package registers them."""
+
+from tutelage.methods import at, dist, dkd, fitnet, kd, none, rkd, sp
+from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, Phase
+from tutelage.methods.registry import (
+    create_method,
+    explain,
+    method_class,
+    method_config,
+    method_names,
+    register_method,
+)
+
+__all__ = [
+    "Clock",
+    "Config",
+    "DataSpec",
+    "Method",
+    "Needs",
+    "Networks",
+    "Outs",
+    "Phase",
+    "at",
+    "create_method",
+    "dist",
+    "dkd",
+    "explain",
+    "fitnet",
+    "kd",
+    "method_class",
+    "method_config",
+    "method_names",
+    "none",
+    "register_method",
+    "rkd",
+    "sp",
+]

@@ -1,0 +1,56 @@
+"""Attention transfer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from tutelage.data.batch import Batch
+from tutelage.losses import attention_loss
+from tutelage.methods.base import (
+    Clock,
+    Config,
+    DataSpec,
+    Method,
+    Needs,
+    Networks,
+    Outs,
+    paired_stages,
+    teacher_of,
+)
+from tutelage.methods.registry import register_method
+from tutelage.models.network import Ask
+
+
+class ATConfig(Config):
+    """Defaults of RepDistiller's ``attention`` rows."""
+
+    at_weight: float = Field(1000.0, ge=0, description="Weight of the sum over stages (beta).")
+
+
+@register_method(
+    "at",
+    summary="squared difference of spatial attention maps",
+    source="Zagoruyko et al. 2017, arXiv 1612.03928",
+)
+class AT(Method):
+    """L = w_ce CE + w_at sum over stages of mean (A(F_s) - A(F_t))^2, A the `attention_map`."""
+
+    Config: ClassVar[type[Config]] = ATConfig
+
+    @property
+    def needs(self) -> Needs:
+        """Stages of both networks."""
+        return Needs(student=Ask(stages=True), teacher=Ask(stages=True))
+
+    def setup(self, nets: Networks, data: DataSpec) -> None:
+        """Only checks that the stages pair."""
+        paired_stages(nets, self.name)
+
+    def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
+        """See the class."""
+        pairs = zip(outs.student.stages, teacher_of(outs).stages, strict=True)
+        total = sum(attention_loss(student, teacher) for student, teacher in pairs)
+        return {"ce": self.supervised(batch, outs.student), "at": self.config.at_weight * total}

@@ -1,0 +1,239 @@
+"""The method contract: what a method declares, what it is given, what it returns.
+
+One contract carries every method; the training loop has no special case for any of them.
+`docs/architecture.md` shows how each family fits: plain logits (KD), features with a trained
+projector (FitNet), rotations and branches (HSAKD), several students (mutual learning), memory banks
+and a first stage (PACKD), prompts inside a frozen teacher (PAT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from tutelage.data.batch import Batch
+from tutelage.errors import UserError
+from tutelage.losses import cross_entropy
+from tutelage.models.network import Ask, Network, Outputs
+
+
+class Clock(NamedTuple):
+    """Where training stands, as scalars on the device, so that a ramp neither recompiles nor synchronises.
+
+    Attributes:
+        epoch: float32 scalar, 0-based epoch within the phase.
+        step: float32 scalar, optimiser steps taken so far in the phase (0 at the first).
+    """
+
+    epoch: Tensor
+    step: Tensor
+
+
+class Outs(NamedTuple):
+    """What the networks answered for one batch, in float32.
+
+    Attributes:
+        students: One `Outputs` a trained network; mutual learning has two or more.
+        teacher: The frozen teacher's answer (no gradient), or None for a method without one.
+        prompted: The teacher's answer with the method's modules put in front of its stages, with the
+            gradient graph through the frozen weights; None unless the method gives `inserts`.
+    """
+
+    students: tuple[Outputs, ...]
+    teacher: Outputs | None = None
+    prompted: Outputs | None = None
+
+    @property
+    def student(self) -> Outputs:
+        """The first (in offline distillation the only) student's answer."""
+        return self.students[0]
+
+
+LOGITS = Ask()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks for before training starts; the engine plans from it and refuses what can't be met.
+
+    Attributes:
+        student: What every student must hand over.
+        teacher: What the teacher must hand over; None when the method has no teacher.
+        students: How many networks are trained together on the same batches.
+        views: Rows that `Method.views` makes of each sample, sample-major; row ``i * views`` is the
+            plain view of sample i and the one that training accuracy is measured on.
+    """
+
+    student: Ask = LOGITS
+    teacher: Ask | None = LOGITS
+    students: int = 1
+    views: int = 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with its own objective.
+
+    Attributes:
+        name: Shown in logs.
+        epochs: Length in epochs; None takes the recipe's.
+        objective: Name of the method's function with the signature of `Method.forward`.
+        update: False runs forward passes only (PACKD fills its memory that way for one epoch).
+        trains: "student" trains the students and the method's parts; "method" the parts alone.
+    """
+
+    name: str
+    epochs: int | None = None
+    objective: str = "forward"
+    update: bool = True
+    trains: str = "student"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a run: the trained students and, where the method has one, the frozen teacher."""
+
+    students: tuple[Network, ...]
+    teacher: Network | None = None
+
+    @property
+    def student(self) -> Network:
+        """The first (usually the only) student."""
+        return self.students[0]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a method may know about the training data when it is set up.
+
+    Attributes:
+        num_classes: Number of classes C.
+        image_shape: (3, H, W) of the images the networks get.
+        labels: int64 [N] on the device, the label of each row of the training subset; N is also the
+            number of rows a memory bank needs, and `Batch.index` counts in it.
+        take: Gives the augmented, normalised batch for (index [B], view [B]); lets a method fetch
+            further samples, such as same-class partners, on the device.
+        view_count: How many distinct views the augmentation has.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    labels: Tensor
+    take: Callable[[Tensor, Tensor], Batch]
+    view_count: int
+
+
+class Config(BaseModel):
+    """Settings shared by all methods. Frozen; an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ce_weight: float = Field(1.0, ge=0, description="Weight of the cross entropy with the labels.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the label's mass spread evenly over all classes."
+    )
+
+
+class Method(nn.Module):
+    """Base of all methods: the loss, and with it everything trainable or remembered beside the networks.
+
+    A subclass sets `Config`, may override `needs`, `setup`, `phases`, `views`, `inserts` and `export`,
+    and implements `forward`. Its trainable parts are submodules and so reach the optimiser; its state
+    (banks, histories) lives in buffers, written in place or through `keep`, and so reaches the checkpoints.
+    Nothing in it may synchronise with the host or keep state outside buffers.
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+
+    def __init__(self, config: BaseModel) -> None:
+        super().__init__()
+        self.config: Any = config
+        self._kept: dict[str, Tensor] = {}
+
+    @property
+    def needs(self) -> Needs:
+        """What the method asks of networks and data; may depend on the config."""
+        return Needs()
+
+    def setup(self, nets: Networks, data: DataSpec) -> None:
+        """Build trainable parts and buffers, once, before training; `models.network.probe` tells shapes."""
+
+    def phases(self) -> Sequence[Phase]:
+        """The stretches of training, in order."""
+        return (Phase("distil"),)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Make the rows that the networks see: [B] -> [B * needs.views], sample-major, on the device."""
+        return batch
+
+    def inserts(self) -> Sequence[nn.Module | None] | None:
+        """Modules to put in front of the teacher's stages for a second, prompted pass; None for no pass."""
+        return None
+
+    def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
+        """The named scalar terms of the loss, already weighted; their sum is minimised."""
+        return {"ce": self.supervised(batch, outs.student)}
+
+    def export(self, student: nn.Module) -> nn.Module:
+        """The plain network for inference."""
+        return student
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Hand over the new value of a buffer from within `forward`; it is written after the backward pass.
+
+        A buffer that this step's gradient depends on must not be overwritten in `forward`: a compiled step
+        keeps the buffer itself for its backward pass, not the value it had (torch 2.11), and the gradient
+        would silently be that of the new value. Updating in place first and reading afterwards is safe.
+
+        Args:
+            name: Name under which `commit` gets it; by default that of the buffer.
+            value: The new value; its graph is dropped.
+        """
+        self._kept[name] = value.detach()
+
+    @torch.no_grad()
+    def commit(self, batch: Batch) -> None:
+        """Write what was kept; called once a step, after the backward pass. Override to write a bank's rows."""
+        for name, value in self._kept.items():
+            self.get_buffer(name).copy_(value)
+        self.discard()
+
+    def discard(self) -> None:
+        """Drop what was kept (a pass that does not count, such as a comparison of gradients)."""
+        self._kept.clear()
+
+    def supervised(self, batch: Batch, output: Outputs) -> Tensor:
+        """Weighted cross entropy of ``output`` with the batch's labels: a scalar."""
+        return self.config.ce_weight * cross_entropy(
+            output.logits, batch.targets, self.config.label_smoothing
+        )
+
+
+def teacher_of(outs: Outs) -> Outputs:
+    """The teacher's outputs; the engine guarantees them for a method whose needs name a teacher."""
+    assert outs.teacher is not None
+    return outs.teacher
+
+
+def paired_stages(nets: Networks, method: str) -> int:
+    """The number of stages that student and teacher have in common position.
+
+    Raises:
+        UserError: The counts differ, so that stage i of one has no partner in the other.
+    """
+    assert nets.teacher is not None
+    student, teacher = len(nets.student.taps.stages), len(nets.teacher.taps.stages)
+    if student != teacher:
+        raise UserError(
+            f"method '{method}' pairs stages one to one, but the student has {student} and the teacher "
+            f"{teacher}; choose a pair with equal counts or a method that works on logits (kd, dkd, dist)"
+        )
+    return student
