@@ -1,0 +1,267 @@
+"""The commands that compute: demo, train, distill, resume, eval, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutelage.cli import options, views
+from tutelage.cli.console import finish
+
+
+def demo(
+    method: options.Method = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            metavar="N",
+            help="How many students of each kind.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = 3,
+    device: options.Device = None,
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """See what distillation brings, on real handwritten digits, in minutes.
+
+    Trains a teacher on all training digits, then a small student on a few,
+    alone and distilled, over several seeds. Prints a table and writes a page.
+    Nothing is downloaded.
+
+    [bold]Examples[/bold]
+
+    tutelage demo
+
+    tutelage demo --method dkd --seeds 5 --out runs/dkd-demo
+    """
+    from tutelage.training.demo import demo as job
+    from tutelage.training.progress import Reporter
+
+    result = job(out, method=method or "kd", seeds=seeds, device=device or "auto", reporter=Reporter(quiet))
+    finish(result, json, views.demo)
+
+
+def train(
+    context: typer.Context,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = None,
+    few_ratio: options.FewRatio = None,
+    val_fraction: options.ValFraction = None,
+    batch_size: options.BatchSize = None,
+    epochs: options.Epochs = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    recipe: options.RecipeSource = None,
+    settings: options.Settings = None,
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    r"""Train one network from labels alone, without a teacher.
+
+    Leaves a folder with the recipe, the metrics of every epoch, the last and
+    the best weights, and everything needed to resume.
+
+    [bold]Examples[/bold]
+
+    tutelage train --model resnet8_cifar --epochs 20
+
+    tutelage train --model resnet56_cifar --data cifar100 --data-dir data \
+      --epochs 240 --seed 1
+
+    tutelage train --model resnet20_cifar --set optimiser.lr=0.1 \
+      --set schedule.kind=multistep --set schedule.milestones=[50,75]
+    """
+    from tutelage.training import jobs
+    from tutelage.training.progress import Reporter
+
+    result = jobs.train(
+        recipe,
+        out=out,
+        settings=settings or (),
+        reporter=Reporter(quiet),
+        **options.recipe_flags(context),
+    )
+    finish(result, json, views.run)
+
+
+def distill(
+    context: typer.Context,
+    student: options.Student = None,
+    weights: options.Weights = None,
+    teacher: options.Teacher = None,
+    teacher_weights: options.TeacherWeights = None,
+    method: options.Method = None,
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = None,
+    few_ratio: options.FewRatio = None,
+    val_fraction: options.ValFraction = None,
+    batch_size: options.BatchSize = None,
+    epochs: options.Epochs = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    recipe: options.RecipeSource = None,
+    settings: options.Settings = None,
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    r"""Distil a student from a teacher.
+
+    The teacher is evaluated first, so that the record says what it was worth.
+    'tutelage show METHOD' lists a method's settings; --set method.NAME=VALUE
+    changes one.
+
+    [bold]Examples[/bold]
+
+    tutelage distill --teacher resnet56_cifar --teacher-weights r56.safetensors \
+      --student resnet20_cifar --method kd --data cifar100 --data-dir data \
+      --epochs 240
+
+    tutelage distill --teacher resnet56_cifar --teacher-weights r56.safetensors \
+      --student resnet8x4_cifar --method dkd --set method.beta=2 \
+      --data cifar100 --few-ratio 0.25 --epochs 240
+
+    tutelage distill --recipe runs/first/recipe.yaml --seed 1 --out runs/second
+    """
+    from tutelage.training import jobs
+    from tutelage.training.progress import Reporter
+
+    result = jobs.distill(
+        recipe,
+        out=out,
+        settings=settings or (),
+        reporter=Reporter(quiet),
+        **options.recipe_flags(context),
+    )
+    finish(result, json, views.run)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)],
+    device: options.Device = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Go on with a run that was stopped.
+
+    On a CPU the result is the same, bit for bit, as that of a run that
+    nobody stopped.
+
+    [bold]Examples[/bold]
+
+    tutelage resume runs/resnet20_cifar-kd-cifar100-s0
+
+    tutelage resume runs/first --device cpu --json
+    """
+    from tutelage.training import jobs
+    from tutelage.training.progress import Reporter
+
+    finish(jobs.resume(run, device=device, reporter=Reporter(quiet)), json, views.run)
+
+
+def evaluate(
+    model: options.Model = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = None,
+    batch_size: options.BatchSize = None,
+    device: options.Device = None,
+    settings: options.Settings = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    r"""Measure a network on the test images: top-1, top-5 and loss.
+
+    Computes in float32. Images get the normalisation noted beside the weights,
+    and the result is compared with the accuracy noted there.
+
+    [bold]Examples[/bold]
+
+    tutelage eval --model resnet56_cifar --weights r56.safetensors \
+      --data cifar100 --data-dir data
+
+    tutelage eval --model resnet8_cifar --weights runs/first/student.safetensors \
+      --json
+    """
+    from tutelage.training import jobs
+    from tutelage.training.progress import Reporter
+
+    result = jobs.evaluate(
+        model,
+        weights=weights,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        batch_size=batch_size,
+        device=device,
+        settings=settings or (),
+        reporter=Reporter(quiet),
+    )
+    finish(result, json, views.evaluation)
+
+
+def doctor(
+    context: typer.Context,
+    model: options.Model = None,
+    student: options.Student = None,
+    weights: options.Weights = None,
+    teacher: options.Teacher = None,
+    teacher_weights: options.TeacherWeights = None,
+    method: options.Method = None,
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = None,
+    few_ratio: options.FewRatio = None,
+    val_fraction: options.ValFraction = None,
+    batch_size: options.BatchSize = None,
+    epochs: options.Epochs = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    recipe: options.RecipeSource = None,
+    settings: options.Settings = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    r"""Look at a run before it starts; nothing is trained or written.
+
+    Takes the flags of 'distill', or those of 'train' with --model. Shows what
+    the teacher reaches and what it should reach, whether normalisation and
+    image size fit, how the gradient divides among the loss terms, and what time
+    and memory the run will take.
+
+    [bold]Examples[/bold]
+
+    tutelage doctor --teacher resnet56_cifar --teacher-weights r56.safetensors \
+      --student resnet20_cifar --method fitnet --data cifar100 --data-dir data
+
+    tutelage doctor --model resnet20_cifar --data cifar10 --data-dir data
+
+    tutelage doctor --recipe runs/first/recipe.yaml
+    """
+    from tutelage.training.doctor import doctor as examine
+    from tutelage.training.progress import Reporter
+
+    result = examine(
+        recipe,
+        settings=settings or (),
+        reporter=Reporter(quiet),
+        **options.recipe_flags(context),
+    )
+    finish(result, json, views.examination)
