@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,12 +29,14 @@ def toy_networks(
     """Small random networks that hand over what ``method`` needs."""
     torch.manual_seed(0)
     classes, needs = data.info.num_classes, method.needs
+    asked = replace(needs.student, branches=needs.student_branches * classes)
     students = tuple(
-        Network(create_network(student, classes, **args), needs.student) for _ in range(needs.students)
+        Network(create_network(student, classes, **args), asked, needs.student_role) for _ in range(needs.students)
     )
     frozen = None
     if needs.teacher is not None:
-        frozen = Network(create_network(teacher, classes, **args), needs.teacher, "frozen")
+        wanted = replace(needs.teacher, branches=needs.teacher_branches * classes)
+        frozen = Network(create_network(teacher, classes, **args), wanted, "frozen")
     return Networks(students, frozen)
 
 
@@ -46,9 +49,10 @@ def toy_step(method: Method, data: ResidentData, **names: Any) -> tuple[Step, Ne
     return Step(nets, method).train(), nets
 
 
-def toy_batch(data: ResidentData, size: int = 8) -> Batch:
-    """The first augmented batch of epoch 0."""
-    return next(iter(data.train_batches(0, 0, size)))
+def toy_batch(data: ResidentData, size: int = 8, method: Method | None = None) -> Batch:
+    """The first augmented batch of epoch 0, in the views of ``method``."""
+    batch = next(iter(data.train_batches(0, 0, size)))
+    return batch if method is None else method.views(batch, torch.Generator().manual_seed(0))
 
 
 def toy_clock(epoch: float = 3.0, step: float = 12.0) -> Clock:

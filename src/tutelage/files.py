@@ -36,7 +36,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise TutelageError(f"can't write {path}: {error.strerror or error}; free space or choose another folder") from error
+        raise TutelageError(
+            f"can't write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -13,6 +13,8 @@ from tutelage import losses
 from tutelage.losses import (
     attention_loss,
     attention_map,
+    ced_loss,
+    ced_terms,
     cross_entropy,
     dist_loss,
     dist_terms,
@@ -46,6 +48,9 @@ SAMPLES = {
     "dkd_loss": Sample(lambda s, t: dkd_loss(s, t, SOFT_LABELS, 1.0, 8.0, 4.0), (4, 5), (4, 5)),
     "dist_terms": Sample(lambda s, t: torch.stack(dist_terms(s, t, 4.0)), (4, 5), (4, 5)),
     "dist_loss": Sample(lambda s, t: dist_loss(s, t, 2.0, 3.0, 4.0), (4, 5), (4, 5)),
+    # NCKD and the agreement keep gradients back on purpose; tests/losses/test_dpcd.py has them.
+    "ced_terms": Sample(lambda s, t: ced_terms(s, t, LABELS)[0], (4, 5), (4, 5)),
+    "ced_loss": Sample(lambda s, t: ced_loss(s, t, SOFT_LABELS, alpha=2.0, beta=0.0), (4, 5), (4, 5)),
     "hint_loss": Sample(hint_loss, (2, 3, 2, 2), (2, 3, 2, 2)),
     "attention_map": Sample(lambda s, t: attention_map(s + t), (2, 3, 2, 2), (2, 3, 2, 2)),
     "attention_loss": Sample(attention_loss, (2, 3, 4, 4), (2, 2, 2, 2)),

@@ -1,4 +1,4 @@
-"""The CIFAR networks: published numbers, timm's interface, and the pieces that branches are built from."""
+"""The CIFAR networks: published numbers, timm's interface and starting weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 import tutelage.models  # noqa: F401  (timm learns the names)
 from parity.golden import OWN_ROOT, arrays, cases, check
 from tutelage.errors import UserError
-from tutelage.models.zoo import CifarNet
 
 RESNETS = [f"resnet{depth}_cifar" for depth in (8, 14, 20, 32, 44, 56, 110, "8x4", "32x4", 50)]
 WIDE_RESNETS = [f"wrn_{shape}_cifar" for shape in ("16_1", "16_2", "40_1", "40_2")]
@@ -27,6 +26,7 @@ OTHERS = [
     "shufflenetv1_cifar",
     "shufflenetv2_cifar",
     "vgg8_nobn_cifar",
+    "resnet18_bottleneck_cifar",
 ]
 ONE_OF_EACH_FAMILY = ["resnet8_cifar", "wrn_16_1_cifar", "vgg8_cifar", *OTHERS[1:4]]
 ONE_OF_EACH = [
@@ -71,19 +71,6 @@ PUBLISHED_PREACT = {
     "shufflenetv2_cifar": ".119127 .097898 .174154",
 }
 
-# Parameters of HSAKD's branch after each tap with 400 outputs, and the features it taps.
-BRANCHES = {
-    "resnet20_cifar": ((1, 2, 3), (283344, 231696, 247952)),
-    "resnet8x4_cifar": ((1, 2, 3), (1251984, 1021840, 1283472)),
-    "wrn_16_2_cifar": ((1, 2, 3), (708560, 577040, 642704)),
-    "wrn_40_1_cifar": ((1, 2, 3), (560816, 453584, 470032)),
-    "vgg13_cifar": ((0, 1, 2, 4), (9577104, 9355152, 8468880, 9648528)),
-    "resnet50_cifar": ((1, 2, 3, 4), (24102288, 22882704, 15784336, 14207376)),
-    "mobilenetv2_s1_cifar": ((1, 2, 3, 4), (1191768, 1180080, 1048688, 1250960)),
-    "shufflenetv1_cifar": ((1, 2, 3), (1198540, 901240, 1018960)),
-    "shufflenetv2_cifar": ((1, 2, 3), (1632716, 1388536, 1498736)),
-}
-
 
 def numbers(text: str) -> list[float]:
     return [float(word) for word in text.split()]
@@ -124,17 +111,6 @@ def small(name: str, **options: Any) -> Any:
 
 def images(size: int = 32) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def branch(net: CifarNet, tap: int, taps: tuple[int, ...]) -> nn.Sequential:
-    """HSAKD's branch: the stages after ``tap`` again; after the last tap the last ones with stride 1."""
-    if tap == taps[-1]:
-        width = net.layout.widths[tap]
-        again = [(index, width, 1) for index in range(taps[-2] + 1, taps[-1] + 1)]
-    else:
-        indices = range(tap + 1, len(net.layout.stages) + 1)
-        again = [(index, net.layout.widths[index - 1], net.layout.strides[index]) for index in indices]
-    return nn.Sequential(*[part for stage in again for part in net.make_stage(*stage)], *net.make_tail())
 
 
 def test_timm_lists_every_network() -> None:
@@ -357,19 +333,6 @@ def test_initial_weights() -> None:
         assert conv.bias is None or not conv.bias.any()
         norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
         assert norms and all((norm.weight == 1).all() and not norm.bias.any() for norm in norms)
-
-
-@pytest.mark.parametrize("name", BRANCHES)
-def test_stages_rebuild_into_branches(name: str) -> None:
-    net = bare(name)
-    taps, sizes = BRANCHES[name]
-    with torch.device("meta"):
-        final, features = net.forward_intermediates(torch.zeros(2, 3, 32, 32))
-        for tap, size in zip(taps, sizes, strict=True):
-            again = branch(net, tap, taps)
-            assert again(features[tap]).shape == final.shape
-            head = 400 * (net.num_features + 1)
-            assert sum(value.numel() for value in again.parameters()) + head == size
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)

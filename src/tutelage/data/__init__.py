@@ -20,6 +20,7 @@ from tutelage.data.catalog import (
 from tutelage.data.resident import EpochOrder, ResidentData
 from tutelage.data.shapes import make_shapes
 from tutelage.data.subsets import few_shot_indices, few_shot_split, validation_split
+from tutelage.data.views import collapse_joint, joint_labels, rotate_batch
 
 __all__ = [
     "CIFAR10_NORMALISATION",
@@ -34,13 +35,16 @@ __all__ = [
     "EpochOrder",
     "Normalisation",
     "ResidentData",
+    "collapse_joint",
     "dataset_info",
     "dataset_names",
     "few_shot_indices",
     "few_shot_split",
+    "joint_labels",
     "load_dataset",
     "make_shapes",
     "normalise",
     "register_dataset",
+    "rotate_batch",
     "validation_split",
 ]

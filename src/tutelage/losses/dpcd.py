@@ -28,7 +28,11 @@ class DynamicWeights(NamedTuple):
 
 
 def ced_terms(
-    student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float = 3.0, gamma: float = 2.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    targets: Tensor,
+    temperature: float = 3.0,
+    gamma: float = 2.0,
 ) -> tuple[Tensor, Tensor]:
     """DKD between two heads of one network, each sample weighted by how far the heads agree.
 
@@ -62,8 +66,8 @@ def ced_terms(
     guarded = torch.log(student_two_way.exp() + CONSENSUS_EPSILON)
     tckd = F.kl_div(guarded, teacher_two_way, reduction="batchmean", log_target=True)
     agreement = _agreement(student.detach(), teacher.detach(), is_target, gamma)
-    divergence = F.kl_div(student_others, teacher_others.detach(), reduction="none", log_target=True).sum(dim=1)
-    return temperature**2 * tckd, temperature**2 * (agreement * divergence).mean()
+    divergence = F.kl_div(student_others, teacher_others.detach(), reduction="none", log_target=True)
+    return temperature**2 * tckd, temperature**2 * (agreement * divergence.sum(dim=1)).mean()
 
 
 def ced_loss(
@@ -107,23 +111,21 @@ def true_class_confidence(logits: Tensor, targets: Tensor) -> Tensor:
     return F.softmax(logits.detach(), dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
-def filled_quantile(values: Tensor, filled: Tensor, q: Tensor) -> Tensor:
-    """The q-quantile of the first ``filled`` values, with linear interpolation, without a synchronisation.
+def filled_quantile(values: Tensor, q: Tensor) -> Tensor:
+    """The q-quantile of the finite values, with linear interpolation, without a synchronisation.
 
     Args:
-        values: `[H]`; what lies behind the filled part does not matter.
-        filled: int64 scalar in `[0, H]`.
+        values: `[H]`; inf marks an empty place.
         q: Scalar in `[0, 1]`.
 
     Returns:
-        Scalar; as NumPy's ``quantile``. Meaningless for ``filled`` 0.
+        Scalar; as NumPy's ``quantile``. NaN where all places are empty.
     """
-    empty = torch.arange(values.shape[0], device=values.device) >= filled
-    ordered = values.masked_fill(empty, torch.inf).sort().values
-    last = (filled - 1).clamp(min=0)
+    last = values.isfinite().sum() - 1
     position = q.to(values.dtype) * last
-    below = position.floor().long()
-    low, high = (ordered.gather(0, at.view(1)).squeeze(0) for at in (below, torch.minimum(below + 1, last)))
+    below = position.floor().long().clamp(min=0)
+    ordered = values.sort().values
+    low, high = ordered.gather(0, torch.stack([below, torch.minimum(below + 1, last.clamp(min=0))]))
     return low + (position - below) * (high - low)
 
 

@@ -1,6 +1,6 @@
 """Distillation methods, one file each; importing the package registers them."""
 
-from tutelage.methods import at, dist, dkd, fitnet, kd, none, rkd, sp
+from tutelage.methods import at, dist, dkd, dpcd, fitnet, hsakd, kd, mutual, none, rkd, sp
 from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, Phase
 from tutelage.methods.registry import (
     create_method,
@@ -24,12 +24,15 @@ __all__ = [
     "create_method",
     "dist",
     "dkd",
+    "dpcd",
     "explain",
     "fitnet",
+    "hsakd",
     "kd",
     "method_class",
     "method_config",
     "method_names",
+    "mutual",
     "none",
     "register_method",
     "rkd",

@@ -9,7 +9,7 @@ and a first stage (PACKD), prompts inside a frozen teacher (PAT).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError
 from tutelage.losses import cross_entropy
-from tutelage.models.network import Ask, Network, Outputs
+from tutelage.models.network import Ask, Network, Outputs, Role
 
 
 class Clock(NamedTuple):
@@ -64,6 +64,10 @@ class Needs:
     Attributes:
         student: What every student must hand over.
         teacher: What the teacher must hand over; None when the method has no teacher.
+        student_branches: Width of every student's branch heads in multiples of the number of classes; 0 for
+            no branches, 1 for class scores, 4 for class and rotation.
+        teacher_branches: The same of the teacher's branches, which are part of its weights.
+        student_role: "branches" trains the branches of a frozen backbone.
         students: How many networks are trained together on the same batches.
         views: Rows that `Method.views` makes of each sample, sample-major; row ``i * views`` is the
             plain view of sample i and the one that training accuracy is measured on.
@@ -71,8 +75,20 @@ class Needs:
 
     student: Ask = LOGITS
     teacher: Ask | None = LOGITS
+    student_branches: int = 0
+    teacher_branches: int = 0
+    student_role: Role = "trained"
     students: int = 1
     views: int = 1
+
+    def for_classes(self, num_classes: int) -> Needs:
+        """The same with the width of the branch heads worked out for data of ``num_classes`` classes."""
+        student, teacher = self.student, self.teacher
+        if self.student_branches:
+            student = replace(student, branches=self.student_branches * num_classes)
+        if self.teacher_branches and teacher is not None:
+            teacher = replace(teacher, branches=self.teacher_branches * num_classes)
+        return replace(self, student=student, teacher=teacher)
 
 
 @dataclass(frozen=True)
@@ -237,3 +253,19 @@ def paired_stages(nets: Networks, method: str) -> int:
             f"{teacher}; choose a pair with equal counts or a method that works on logits (kd, dkd, dist)"
         )
     return student
+
+
+def check_paired_branches(nets: Networks, method: str) -> None:
+    """Refuse networks whose branches have no partners.
+
+    Raises:
+        UserError: The numbers of branches differ.
+    """
+    everybody = [*nets.students, *([nets.teacher] if nets.teacher is not None else [])]
+    counts = [net.branch_count for net in everybody]
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"method '{method}' pairs branches one to one, but the networks have "
+            f"{' and '.join(map(str, counts))} of them; choose networks with equally many, or a method that "
+            "works on logits (kd, dkd, dist)"
+        )

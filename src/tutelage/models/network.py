@@ -1,4 +1,4 @@
-"""A model together with what is asked of it: logits, the pooled vector, stage features, inserted modules."""
+"""A model together with what is asked of it: logits, pooled vector, stage features, branches, inserts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import UserError
 from tutelage.models import zoo
+from tutelage.models.branches import Branches, build_branches
 from tutelage.models.creation import check_input, create_network
 from tutelage.models.probing import Size, blank_image, undisturbed
 from tutelage.models.taps import Taps, as_map, describe_taps
@@ -29,7 +30,7 @@ __all__ = [
     "probe",
 ]
 
-Role = Literal["trained", "frozen"]
+Role = Literal["trained", "frozen", "branches"]
 PASS = ("forward_features", "forward_head", "get_classifier")
 """What a model needs beside its forward to hand over more than logits."""
 
@@ -43,7 +44,7 @@ class Outputs(NamedTuple):
         logits: [B, N] for N classes.
         pooled: [B, D], what the last linear layer receives.
         stages: [B, C_l, H_l, W_l] for each stage; tokens laid out as a map, without class token.
-        branches: [B, N_b] for each auxiliary classifier.
+        branches: [B, N_b] for each auxiliary classifier that was asked for.
     """
 
     logits: Tensor
@@ -60,11 +61,18 @@ class Ask:
         pooled: The vector before the last linear layer.
         stages: The features at the ends of the stages, see `taps.describe_taps`.
         preact: The stages' features before their last activation (networks of the zoo only).
+        branches: How many numbers each auxiliary branch answers with: N for classes (DPCD), 4N for classes
+            times rotations (HSAKD), 0 for no branches.
+        chosen: The branches by number, from 1 for the one after the first stage; empty for all.
+        detached: Branches do not send their gradient on to the model.
     """
 
     pooled: bool = False
     stages: bool = False
     preact: bool = False
+    branches: int = 0
+    chosen: tuple[int, ...] = ()
+    detached: bool = False
 
 
 class Shapes(NamedTuple):
@@ -76,12 +84,14 @@ class Shapes(NamedTuple):
         stages: (C_l, H_l, W_l) for each stage; empty where they were not asked for.
         inputs: What each stage receives, as the network has it: (C, H, W), (H, W, C) or (tokens, C); None
             where it is not one tensor at one entrance. Empty where the stages were not asked for.
+        branches: (N_b,) for each branch; empty where they were not asked for.
     """
 
     logits: tuple[int, ...]
     pooled: tuple[int, ...] | None
     stages: tuple[tuple[int, ...], ...]
     inputs: tuple[tuple[int, ...] | None, ...]
+    branches: tuple[tuple[int, ...], ...] = ()
 
 
 class _Gate:
@@ -119,17 +129,20 @@ class Network(nn.Module):
         model: A network of timm or the zoo; any other that maps images to logits, where nothing else is
             asked.
         ask: What to hand over beside logits.
-        role: "frozen" takes the gradient from the parameters and keeps the model in evaluation mode, also
-            under ``train()``.
+        role: "frozen" takes the gradient from the parameters and keeps model and branches in evaluation mode,
+            also under ``train()``; "branches" does so with the model and trains the branches.
 
     Attributes:
         model: The plain model.
+        branches: Its auxiliary classifiers, with fresh weights until `branches.load_branches` gives them
+            others; None where none are asked for.
         preprocess: Applied to the images first, e.g. another normalisation; None passes them as they are.
 
     Raises:
         UserError: The model can't hand over what is asked.
     """
 
+    branches: Branches | None
     preprocess: nn.Module | None
 
     def __init__(self, model: nn.Module, ask: Ask = Ask(), role: Role = "trained") -> None:
@@ -140,11 +153,16 @@ class Network(nn.Module):
         self.preprocess = None
         self._gates: list[_Gate | None] = []
         self._recorders: list[_Recorder] = []
-        check_ask(model, ask)
-        if ask.stages and not self.taps.native:  # looked up here, so that a compiled forward finds the taps
-            self._recorders = [_hook(model, stage.module) for stage in self.taps.stages]
-        if role == "frozen":
+        check_ask(model, ask, role)
+        self.branches = build_branches(model, ask.branches, ask.chosen) if ask.branches else None
+        self._indices = self._needed_features()
+        if self._indices and not self.taps.native:
+            self._recorders = [_hook(model, _feature_path(model, index)) for index in self._indices]
+        if role != "trained":
             model.requires_grad_(False)
+            model.eval()
+        if role == "frozen":
+            self.requires_grad_(False)
             self.eval()
 
     @cached_property
@@ -156,9 +174,17 @@ class Network(nn.Module):
         """
         return describe_taps(self.model)
 
+    @property
+    def branch_count(self) -> int:
+        """How many branches answer."""
+        return len(self.branches.numbers) if self.branches is not None else 0
+
     def train(self, mode: bool = True) -> Network:
-        """Training or evaluation mode; a frozen network stays in the latter."""
-        return super().train(mode and self.role == "trained")
+        """Training or evaluation mode; what is frozen stays in the latter."""
+        super().train(mode and self.role != "frozen")
+        if self.role == "branches":
+            self.model.eval()
+        return self
 
     def forward(self, images: Tensor, inserts: Inserts | None = None) -> Outputs:
         """Run the model once.
@@ -208,29 +234,43 @@ class Network(nn.Module):
         return gate
 
     def _answer(self, images: Tensor) -> Outputs:
-        if not (self.ask.pooled or self.ask.stages):
+        if not (self.ask.pooled or self._indices):
             return Outputs(self.model(images))
-        features, stages = self._features(images)
+        features, stages, branches = self._features(images)
         model: Any = self.model
         if not self.ask.pooled:
-            return Outputs(model.forward_head(features), None, stages)
+            return Outputs(model.forward_head(features), None, stages, branches)
         vector = model.forward_head(features, pre_logits=True)
         logits = model.get_classifier()(vector) if _ends_in_linear(model) else model.forward_head(features)
-        return Outputs(logits, vector.flatten(1), stages)
+        return Outputs(logits, vector.flatten(1), stages, branches)
 
-    def _features(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What ``forward_features`` gives, and the stages' maps where they are asked for."""
+    def _needed_features(self) -> list[int]:
+        """Indices of the features that stages and branches need, in the network's order."""
+        of_stages = self.taps.indices if self.ask.stages else []
+        of_branches = self.branches.features if self.branches is not None else ()
+        return sorted({*of_stages, *of_branches})
+
+    def _features(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What ``forward_features`` gives, the stages' maps and the branches' answers."""
         model: Any = self.model
-        if not self.ask.stages:
-            return model.forward_features(images), ()
+        if not self._indices:
+            return model.forward_features(images), (), ()
         if self._recorders:
-            features, stages = self._listen(images)
+            features, found = self._listen(images)
         else:
             options: dict[str, Any] = {"preact": True} if self.ask.preact else {}
-            features, stages = model.forward_intermediates(images, indices=self.taps.indices, **options)
+            features, found = model.forward_intermediates(images, indices=self._indices, **options)
+        maps = dict(zip(self._indices, found, strict=True))
+        answers: tuple[Tensor, ...] = ()
+        if self.branches is not None:
+            starts = [maps[index] for index in self.branches.features]
+            answers = self.branches([start.detach() for start in starts] if self.ask.detached else starts)
+        if not self.ask.stages:
+            return features, (), answers
+        stages = [maps[index] for index in self.taps.indices]
         if self.taps.stages[-1].final:
-            stages = [*stages[:-1], features]
-        return features, tuple(stages)
+            stages[-1] = features
+        return features, tuple(stages), answers
 
     def _listen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         model: Any = self.model
@@ -255,6 +295,11 @@ def _ends_in_linear(model: Any) -> bool:
     return single and getattr(model, "aux_head", None) is None
 
 
+def _feature_path(model: Any, index: int) -> str:
+    path: str = model.feature_info[index]["module"]
+    return path
+
+
 def _hook(model: nn.Module, path: str) -> _Recorder:
     recorder = _Recorder()
     model.get_submodule(path).register_forward_hook(recorder)
@@ -275,13 +320,16 @@ def _numbered(inserts: Inserts) -> Iterable[tuple[int, nn.Module]]:
     return [(stage, module) for stage, module in enumerate(inserts) if module is not None]
 
 
-def check_ask(model: nn.Module, ask: Ask) -> None:
-    """Refuse what ``model`` can't hand over.
+def check_ask(model: nn.Module, ask: Ask, role: Role = "trained") -> None:
+    """Refuse what ``model`` can't hand over; whether it can have branches is seen when they are built.
 
     Raises:
-        UserError: It lacks timm's interface, has no stages to be found, or no pre-activation features.
+        UserError: It lacks timm's interface, has no stages to be found, or no pre-activation features; or
+            branches are named or trained that aren't asked for.
     """
     name = type(model).__name__
+    if not ask.branches and (ask.chosen or role == "branches"):
+        raise UserError("branches are named or to be trained, but none are asked for; say how wide they are")
     if ask.stages:
         describe_taps(model)
     if ask.preact and not isinstance(model, zoo.CifarNet):
@@ -290,8 +338,10 @@ def check_ask(model: nn.Module, ask: Ask) -> None:
         )
     if ask.preact and not ask.stages:
         raise UserError("features before the activation are stage features; ask for stages too")
+    if ask.preact and ask.branches:
+        raise UserError("branches start behind the activation; ask for stages without preact beside them")
     lacking = [part for part in PASS if not hasattr(model, part)]
-    if lacking and (ask.pooled or ask.stages):
+    if lacking and (ask.pooled or ask.stages or ask.branches):
         raise UserError(
             f"{name} can hand over nothing but logits, because it lacks '{lacking[0]}'; take a network of "
             "timm or the zoo, or a method that works on logits (kd, dkd, dist)"
@@ -337,4 +387,5 @@ def probe(network: Network, size: Size, device: torch.device | str | None = None
         None if out.pooled is None else tuple(out.pooled.shape[1:]),
         tuple(tuple(stage.shape[1:]) for stage in out.stages),
         tuple(None if path is None else arriving.get(path) for path in entrances),
+        tuple(tuple(branch.shape[1:]) for branch in out.branches),
     )

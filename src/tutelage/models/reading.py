@@ -10,7 +10,7 @@ import argparse
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -36,6 +36,10 @@ CONTAINERS = {
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every key."""
 
+BACKBONE = "backbone."
+BRANCHES = "auxiliary_classifier."
+"""What HSAKD and DPCD put before the keys of the plain network and of its branches."""
+
 MAX_SAFETENSORS_HEADER = 100_000_000
 TORCH_PICKLE_PROTOCOL = 2
 """Torch files that are no zip archive are pickles of this protocol; later ones were not written by torch."""
@@ -49,11 +53,13 @@ class ImportedWeights:
         state: Plain keys -> tensors on the CPU; floating ones are float32.
         format: What the file is, in words.
         notes: What was chosen, left out or converted, a sentence each.
+        branches: The state dict of its auxiliary branches; empty where the file has none.
     """
 
     state: dict[str, Tensor]
     format: str
     notes: tuple[str, ...] = ()
+    branches: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_state_dict(path: str | Path, prefix: str | None = None) -> ImportedWeights:
@@ -61,8 +67,8 @@ def read_state_dict(path: str | Path, prefix: str | None = None) -> ImportedWeig
 
     Understood are safetensors, NumPy ``.npz`` and torch files, and in them bare state dicts (timm,
     torchvision), the checkpoints of `CONTAINERS`, DataParallel and torch.compile prefixes, mdistiller's
-    distillers (``student.*``), wrappers of PACKD, HSAKD and DPCD (``backbone.*``; auxiliary parts are left
-    out) and files with several networks (``resnet56/...``, ``net1.*``).
+    distillers (``student.*``), wrappers of PACKD, HSAKD and DPCD (``backbone.*`` with or without branches;
+    other parts are left out) and files with several networks (``resnet56/...``, ``net1.*``).
 
     Args:
         path: The file.
@@ -89,10 +95,11 @@ def read_state_dict(path: str | Path, prefix: str | None = None) -> ImportedWeig
     state = _without_wrappers(state)
     state = _one_of_several(path, state, prefix, notes)
     state = _without_wrappers(state)
-    state = _backbone(state, notes)
+    state, branches = _backbone(state, notes)
     if not state:
         raise UserError(f"{path} holds no tensors; choose a file with a network's weights")
-    return ImportedWeights(_checked(path, state, notes), label, tuple(notes))
+    state, branches = _checked(path, state, notes), _checked(path, branches, notes)
+    return ImportedWeights(state, label, tuple(dict.fromkeys(notes)), branches)
 
 
 def _read(path: Path) -> tuple[Any, str]:
@@ -268,14 +275,18 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _backbone(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    backbone = _part(state, "backbone.")
+def _backbone(state: dict[str, Tensor], notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The plain network and its branches; a state dict that is no wrapper's is a plain network."""
+    backbone, branches = _part(state, BACKBONE), _part(state, BRANCHES)
     if not backbone:
-        return state
-    others = [name for name in _first_parts(state, ".") if name != "backbone"]
+        return state, {}
+    others = [name for name in _first_parts(state, ".") if f"{name}." not in (BACKBONE, BRANCHES)]
     if others:
-        notes.append(f"took 'backbone'; left out {len(state) - len(backbone)} tensors of {_listed(others)}")
-    return backbone
+        left_out = len(state) - len(backbone) - len(branches)
+        notes.append(f"took 'backbone'; left out {left_out} tensors of {_listed(others)}")
+    if branches:
+        notes.append(f"has auxiliary branches ({len(branches)} tensors)")
+    return backbone, branches
 
 
 def _checked(path: Path, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:

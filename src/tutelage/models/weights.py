@@ -22,14 +22,16 @@ from tutelage.files import write_atomically, write_json
 from tutelage.models.creation import create_network
 from tutelage.models.fingerprint import COUNTER, schema_hash, weights_hash
 from tutelage.models.known import find_known
-from tutelage.models.reading import ImportedWeights, read_state_dict
+from tutelage.models.reading import BACKBONE, BRANCHES, ImportedWeights, read_state_dict
 
 __all__ = [
     "ImportedWeights",
     "import_weights",
     "inspect_weights",
+    "joint_state",
     "load_into",
     "matching_models",
+    "pair_state",
     "read_sidecar",
     "read_state_dict",
     "save_weights",
@@ -130,6 +132,32 @@ def _few(keys: Sequence[str]) -> str:
     return f"{len(keys)} ({named})" if keys else "none"
 
 
+def joint_state(model: Mapping[str, Tensor], branches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a network with branches as HSAKD and DPCD have it; `read_state_dict` takes it apart.
+
+    Args:
+        model: State dict of the plain network.
+        branches: State dict of its `branches.Branches`.
+    """
+    return {**_under(BACKBONE, model), **_under(BRANCHES, branches)}
+
+
+def pair_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The state dicts of networks that learn together as one: the first under ``net1.``, and so on.
+
+    ``read_state_dict(path, "net1")`` reads the first back.
+    """
+    return {
+        key: value
+        for number, state in enumerate(states, start=1)
+        for key, value in _under(f"net{number}.", state).items()
+    }
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
 def save_weights(
     path: str | Path, weights: nn.Module | Mapping[str, Tensor], sidecar: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -191,7 +219,7 @@ def import_weights(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Turn a foreign weights file into safetensors with a sidecar.
+    """Turn a foreign weights file into safetensors with a sidecar; auxiliary branches are kept.
 
     Args:
         source: The foreign file, see `read_state_dict`.
@@ -222,7 +250,8 @@ def import_weights(
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "prefix": prefix,
     }
-    return save_weights(out, imported.state, {**facts, **origin})
+    state = joint_state(imported.state, imported.branches) if imported.branches else imported.state
+    return save_weights(out, state, {**facts, **origin})
 
 
 def inspect_weights(path: str | Path, prefix: str | None = None) -> dict[str, Any]:

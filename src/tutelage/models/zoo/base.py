@@ -28,6 +28,10 @@ class Layout:
         widths: Channels of features 0 to L.
         strides: Strides of the stem and of stages 1 to L.
         pooled_width: Channels after the tail, which is the width of the pooled vector.
+        branch_stages: The stages as auxiliary branches see them, each by the numbers of its features (0 is
+            the stem); a branch starts at the end of each. Empty where they are the stages themselves.
+        branch_tail: Names of the tail's modules in a branch, to which the branch's number is added. Empty
+            where the tail belongs to the branch's sequence of blocks.
     """
 
     stem: tuple[str, ...]
@@ -37,6 +41,8 @@ class Layout:
     widths: tuple[int, ...]
     strides: tuple[int, ...]
     pooled_width: int
+    branch_stages: tuple[tuple[int, ...], ...] = ()
+    branch_tail: tuple[str, ...] = ()
 
 
 class ActivatedBlock(nn.Module, ABC):
@@ -112,6 +118,11 @@ class CifarNet(nn.Module, ABC):
     @staticmethod
     def initialise(module: nn.Module) -> None:
         """Give one module the family's starting weights; PyTorch's defaults where it says nothing."""
+
+    @classmethod
+    def initialise_branch(cls, module: nn.Module) -> None:
+        """The same for a module of an auxiliary branch; some families of HSAKD start them differently."""
+        cls.initialise(module)
 
     def own_stage(self, index: int) -> list[nn.Module]:
         """Stage ``index`` as the network itself has it, one module for each name in the layout."""
@@ -259,6 +270,13 @@ def he_normal(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def he_normal_unbiased(module: nn.Module) -> None:
+    """As `he_normal`, and linear biases 0."""
+    he_normal(module)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
 
 
 def small_linear(module: nn.Module) -> None:

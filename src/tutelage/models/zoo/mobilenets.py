@@ -79,6 +79,7 @@ class CifarMobileNetV2(CifarNet):
             widths=(_STEM_WIDTH, *(_GROUPS[stage[-1]].channels for stage in _STAGES)),
             strides=(stem_stride, 1, 2, 2, 2),
             pooled_width=_TAIL_WIDTH,
+            branch_tail=("conv2_",),
         )
         super().__init__(layout, num_classes)
         self.build(in_chans)

@@ -1,6 +1,7 @@
 """CIFAR ResNets: basic blocks in three stages, and ResNet-50 with bottlenecks in four.
 
-Source: He et al. 2016, as in RepDistiller ``models/resnet.py`` and ``models/resnetv2.py``.
+Source: He et al. 2016, as in RepDistiller ``models/resnet.py`` and ``models/resnetv2.py``. DPCD's ResNet-18
+for CIFAR is built of bottlenecks too, hence ``resnet18_bottleneck_cifar``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage.models.zoo.base import ActivatedBlock, CifarNet, Layout, conv, he_normal
+from tutelage.models.zoo.base import ActivatedBlock, CifarNet, Layout, conv, he_normal, he_normal_unbiased
 from tutelage.models.zoo.registration import register_family
 
 
@@ -73,6 +74,7 @@ class CifarResNet(CifarNet):
     block: type[BasicBlock] | type[Bottleneck] = BasicBlock
     classifier = "fc"
     initialise = staticmethod(he_normal)
+    initialise_branch = staticmethod(he_normal_unbiased)
 
     def __init__(
         self, blocks: Sequence[int], widths: Sequence[int], num_classes: int = 100, in_chans: int = 3
@@ -108,10 +110,12 @@ class CifarBottleneckResNet(CifarResNet):
 
     block = Bottleneck
     classifier = "linear"
+    initialise_branch = staticmethod(he_normal)
 
 
 _NARROW = (16, 16, 32, 64)
 _FOURFOLD = (32, 64, 128, 256)
+_BOTTLENECK = (64, 256, 512, 1024, 2048)
 
 register_family(
     CifarResNet,
@@ -126,7 +130,10 @@ register_family(
 )
 register_family(
     CifarBottleneckResNet,
-    {"resnet50_cifar": {"blocks": (3, 4, 6, 3), "widths": (64, 256, 512, 1024, 2048)}},
+    {
+        "resnet18_bottleneck_cifar": {"blocks": (2, 2, 2, 2), "widths": _BOTTLENECK},
+        "resnet50_cifar": {"blocks": (3, 4, 6, 3), "widths": _BOTTLENECK},
+    },
     stages=4,
     first_conv="conv1",
     classifier="linear",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage.models.zoo.base import ActivatedBlock, CifarNet, Layout, conv
+from tutelage.models.zoo.base import ActivatedBlock, CifarNet, Layout, conv, he_normal_unbiased
 from tutelage.models.zoo.registration import register_family
 
 _STEM_WIDTH = 24
@@ -166,6 +166,7 @@ class CifarShuffleNetV1(CifarShuffleNet):
 
     stage_widths = (240, 480, 960)
     pooled_width = 960
+    initialise_branch = staticmethod(he_normal_unbiased)
 
     def make_first_unit(self, in_channels: int, channels: int, stride: int) -> nn.Module:
         return GroupedUnit(in_channels, channels, stride)

@@ -52,6 +52,7 @@ class CifarVgg(CifarNet):
             widths=_WIDTHS,
             strides=(1, 2, 2, 2, 1),
             pooled_width=_WIDTHS[-1],
+            branch_stages=((0,), (1,), (2,), (3, 4)),
         )
         super().__init__(layout, num_classes)
         self.convolutions = tuple(convolutions)
@@ -87,6 +88,10 @@ class CifarVgg(CifarNet):
         """He-normal convolutions, linear weights of standard deviation 0.01, biases 0."""
         he_normal(module)
         small_linear(module)
+
+    @classmethod
+    def initialise_branch(cls, module: nn.Module) -> None:
+        """PyTorch's defaults, because HSAKD never applies the starting weights that it defines for these."""
 
 
 register_family(

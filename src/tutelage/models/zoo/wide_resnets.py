@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage.models.zoo.base import CifarNet, Layout, conv, he_normal
+from tutelage.models.zoo.base import CifarNet, Layout, conv, he_normal_unbiased
 from tutelage.models.zoo.registration import register_family
 
 
@@ -61,6 +61,8 @@ class CifarWideResNet(CifarNet):
         in_chans: Channels of the images.
     """
 
+    initialise = staticmethod(he_normal_unbiased)
+
     def __init__(self, depth: int, factor: int, num_classes: int = 100, in_chans: int = 3) -> None:
         widths = (16, 16 * factor, 32 * factor, 64 * factor)
         layout = Layout(
@@ -71,6 +73,7 @@ class CifarWideResNet(CifarNet):
             widths=widths,
             strides=(1, 1, 2, 2),
             pooled_width=widths[-1],
+            branch_tail=("bn", "relu"),
         )
         super().__init__(layout, num_classes)
         self.blocks = (depth - 4) // 6
@@ -87,13 +90,6 @@ class CifarWideResNet(CifarNet):
     def make_tail(self) -> list[nn.Module]:
         """Batch norm and ReLU of the last group's raw sum."""
         return [nn.BatchNorm2d(self.layout.widths[-1]), nn.ReLU()]
-
-    @staticmethod
-    def initialise(module: nn.Module) -> None:
-        """He-normal convolutions, linear biases 0."""
-        he_normal(module)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
 
     def preactivate(self, index: int, output: Tensor, before: Tensor) -> Tensor:
         """The group's raw sum after the batch norm that comes next."""

@@ -1,0 +1,184 @@
+"""The schema of a recipe: everything that determines a run.
+
+A recipe is YAML. Unknown keys are refused with the nearest known name; every field has a meaning and a
+default, so the resolved recipe that is saved with a run is complete and running it repeats the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tutelage.errors import UserError
+from tutelage.methods import explain, method_config
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataRecipe(Section):
+    """Which images, how they are split, augmented and batched."""
+
+    name: str = Field("digits", description="Dataset name (tutelage list datasets).")
+    dir: str | None = Field(None, description="Folder that holds the dataset; None looks in ./data.")
+    download: bool = Field(False, description="Fetch the dataset when it is not in the folder.")
+    few_ratio: float = Field(
+        1.0, gt=0, le=1, description="Share of the training images used, stratified by class with seed 0."
+    )
+    val_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Share of the training images held out, stratified, for validation."
+    )
+    augment: bool = Field(True, description="Random crop and flip (as the dataset allows) while training.")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="Normalisation mean; None takes it from the weights' sidecar or the dataset."
+    )
+    std: tuple[float, float, float] | None = Field(None, description="Normalisation std; None as for mean.")
+    batch_size: int = Field(64, ge=1, description="Images per training step.")
+    branch_evaluation: bool = Field(
+        True,
+        description="Measure branches too, over all rotations; false measures backbones on upright images "
+        "alone, at a quarter of the cost.",
+    )
+    eval_batch_size: int = Field(250, ge=1, description="Images per evaluation batch.")
+
+
+class ModelRecipe(Section):
+    """One network."""
+
+    name: str = Field(description="Name known to timm, e.g. resnet20_cifar (tutelage list models).")
+    weights: str | None = Field(None, description="File with weights to start from; None starts afresh.")
+    prefix: str | None = Field(None, description="Key prefix to select inside the file.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Further arguments for timm.create_model.")
+
+
+class OptimiserRecipe(Section):
+    """The optimiser, built by timm."""
+
+    name: str = Field("sgd", description="timm optimiser: sgd is Nesterov, momentum is not; adamw, lamb, ...")
+    lr: float = Field(0.05, gt=0, description="Base learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (SGD family).")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay.")
+    decay_all: bool = Field(
+        True, description="Decay biases and norm weights too, as the CIFAR projects do; false spares them."
+    )
+    clip_grad: float | None = Field(None, gt=0, description="Clip the global gradient norm to this.")
+
+
+class ScheduleRecipe(Section):
+    """How long, and the learning rate over time."""
+
+    epochs: int = Field(100, ge=1, description="Passes over the training subset.")
+    kind: Literal["cosine", "multistep", "step", "constant"] = Field(
+        "cosine", description="Shape of the decay."
+    )
+    milestones: tuple[int, ...] = Field((), description="multistep: 0-based epochs at which the rate drops.")
+    gamma: float = Field(0.1, gt=0, le=1, description="multistep, step: factor of each drop.")
+    step_epochs: int = Field(30, ge=1, description="step: epochs between drops.")
+    min_lr: float = Field(0.0, ge=0, description="cosine: rate at the end.")
+    period: int | None = Field(
+        None,
+        ge=1,
+        description="cosine: epochs of the first cycle, each next one twice as long; None for one cycle.",
+    )
+    warmup_epochs: int = Field(0, ge=0, description="Epochs of linear warm-up.")
+    warmup_lr: float = Field(0.0, ge=0, description="Rate that the warm-up starts from.")
+    warmup_by: Literal["epoch", "iteration"] = Field(
+        "epoch", description="Raise the rate once an epoch or a step."
+    )
+    warmup_prefix: bool = Field(
+        False, description="Count milestones and cosine from the end of the warm-up instead of from epoch 0."
+    )
+
+
+class RuntimeRecipe(Section):
+    """How the run is carried out; does not change what is learnt beyond rounding."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    amp: Literal["auto", "off", "bf16"] = Field(
+        "auto", description="bfloat16 autocast; auto is on for CUDA devices that support it."
+    )
+    channels_last: bool = Field(True, description="Channels-last memory layout.")
+    compile: Literal["auto", "off", "on"] = Field(
+        "auto",
+        description="Compile the step; auto is on for CUDA, and off on CPU, where compiling takes a minute.",
+    )
+    deterministic: bool = Field(False, description="Only deterministic kernels; slower on CUDA.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves PyTorch's choice.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Keep an exponential moving average of the student with this decay."
+    )
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="Also save the state every so many steps; None saves once an epoch."
+    )
+    tensorboard: bool = Field(True, description="Write TensorBoard events.")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    task: Literal["train", "distill"] = Field(
+        "distill", description="train has no teacher; distill has one, or students that teach each other."
+    )
+    note: str = Field("", description="What the recipe reproduces and where its settings are from.")
+    seed: int = Field(0, ge=0, description="Seeds initialisation, order and augmentation.")
+    data: DataRecipe = Field(default_factory=DataRecipe)
+    student: ModelRecipe = Field(description="The network that is trained.")
+    peers: tuple[ModelRecipe, ...] = Field(
+        (), description="Further trained networks of a mutual method; missing ones are made like the student."
+    )
+    teacher: ModelRecipe | None = Field(None, description="The frozen network that is learnt from.")
+    method: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "none"},
+        description="Method name and its settings (tutelage show kd).",
+    )
+    selection: Literal["backbone", "joint"] = Field(
+        "backbone",
+        description="What chooses the best epoch: the backbone's top-1, or the best branch's joint top-1 as "
+        "HSAKD chooses teachers.",
+    )
+    optimiser: OptimiserRecipe = Field(default_factory=OptimiserRecipe)
+    schedule: ScheduleRecipe = Field(default_factory=ScheduleRecipe)
+    runtime: RuntimeRecipe = Field(default_factory=RuntimeRecipe)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Recipe:
+        name = self.method.get("name")
+        if not isinstance(name, str):
+            raise UserError("'method.name' is missing; set it with --method NAME or --set method.name=NAME")
+        settings = {key: value for key, value in self.method.items() if key != "name"}
+        resolved = {"name": name, **method_config(name, settings).model_dump()}
+        object.__setattr__(self, "method", resolved)
+        return self
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The method's settings without its name."""
+        return {key: value for key, value in self.method.items() if key != "name"}
+
+    def hash(self) -> str:
+        """Twelve hex digits of what determines the result: all but folders, device and the note."""
+        content = self.model_dump(
+            mode="json", exclude={"note": True, "data": {"dir", "download"}, "runtime": {"device"}}
+        )
+        for role in ("student", "teacher"):
+            if content[role]:
+                content[role].pop("weights")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def validate(values: dict[str, Any]) -> Recipe:
+    """Check ``values`` and fill in the defaults.
+
+    Raises:
+        UserError: The first problem, in one sentence.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, Recipe, "")) from error

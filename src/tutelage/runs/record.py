@@ -1,0 +1,130 @@
+"""The record of a run on disk.
+
+A run is a folder:
+
+| file | holds |
+| --- | --- |
+| `recipe.yaml` | the resolved recipe; running it repeats the run |
+| `run.json` | protocol, fingerprints, versions, hardware, the teacher's accuracy, summary |
+| `metrics.jsonl` | one line an epoch |
+| `student.safetensors`, `student_best.safetensors` | last and best weights, each with a JSON sidecar |
+| `state.pt` | everything needed to go on after a stop |
+| `events.out.tfevents.*` | TensorBoard |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import TutelageError, UserError
+from tutelage.files import write_atomically, write_json, write_text
+
+FORMAT = 1
+
+
+class RunFolder:
+    """One run's folder: created new or opened again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.facts_file = self.path / "run.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.state = self.path / "state.pt"
+
+    @classmethod
+    def create(cls, path: Path, recipe_text: str, facts: dict[str, Any]) -> RunFolder:
+        """Start a new run in ``path``.
+
+        Raises:
+            UserError: ``path`` already holds a run, or is a file.
+            TutelageError: The folder can't be written.
+        """
+        run = cls.claim(path)
+        write_text(run.recipe, recipe_text)
+        write_json(run.facts_file, {"format": FORMAT, **facts})
+        return run
+
+    @classmethod
+    def claim(cls, path: Path) -> RunFolder:
+        """Check that a new run can be written to ``path``, and make the folder.
+
+        Raises:
+            UserError: ``path`` already holds a run, or is a file.
+            TutelageError: The folder can't be made.
+        """
+        run = cls(path)
+        if run.facts_file.exists():
+            raise UserError(
+                f"{path} already holds a run; continue with 'tutelage resume {path}' or choose another --out"
+            )
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"{path} is a file; choose a folder for --out")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TutelageError(f"can't make the folder {path}: {error.strerror}; choose another --out") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run.
+
+        Raises:
+            UserError: ``path`` holds no run.
+        """
+        run = cls(path)
+        if not run.facts_file.is_file() or not run.recipe.is_file():
+            raise UserError(f"{path} holds no run (no run.json and recipe.yaml there); give a run's folder")
+        return run
+
+    def facts(self) -> dict[str, Any]:
+        """Content of ``run.json``.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            content = json.loads(self.facts_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.facts_file} can't be read as JSON; restore it or start a new run"
+            ) from error
+        return dict(content)
+
+    def update(self, **changes: Any) -> None:
+        """Merge ``changes`` into ``run.json``, atomically."""
+        write_json(self.facts_file, {**self.facts(), **changes})
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Add one epoch's line to ``metrics.jsonl`` and sync it."""
+        try:
+            with open(self.metrics_file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise TutelageError(
+                f"can't write {self.metrics_file}: {error.strerror}; free space, then resume"
+            ) from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The epochs written so far; a half-written last line (after a crash) is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def keep_metrics(self, count: int) -> None:
+        """Cut ``metrics.jsonl`` back to its first ``count`` lines, atomically (used when resuming)."""
+        lines = self.metrics()[:count]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self.metrics_file, lambda path: path.write_text(text, encoding="utf-8"))

@@ -1,0 +1,404 @@
+"""The training loop: phases, epochs, steps, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from tutelage.data import ResidentData
+from tutelage.data.batch import Batch
+from tutelage.errors import TutelageError, UserError
+from tutelage.methods import Clock, Method, Networks, Phase
+from tutelage.models.weights import joint_state, save_weights
+from tutelage.recipes import Recipe
+from tutelage.runs.record import RunFolder
+from tutelage.training.build import student_recipes
+from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
+from tutelage.training.evaluate import evaluate
+from tutelage.training.events import EventWriter
+from tutelage.training.optimisers import create_optimiser, set_learning_rate
+from tutelage.training.progress import Reporter, Ticker
+from tutelage.training.schedules import learning_rate
+from tutelage.training.step import Step, StepResult, compiled_or_eager
+
+COMPILE_TOLERANCE = {None: 1e-3, torch.bfloat16: 1e-1}
+"""Largest relative gradient difference, compiled against eager, that is still trusted.
+
+In bfloat16 two correct orders of summation differ by a few percent; a wrong kernel differs by much more.
+"""
+
+
+class Interrupted(TutelageError):
+    """Ctrl-C or SIGTERM: the state is saved and the run can be resumed."""
+
+    exit_code = 130
+
+
+class Trainer:
+    """Runs a recipe's phases on assembled parts and writes the record."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        nets: Networks,
+        method: Method,
+        data: ResidentData,
+        run: RunFolder,
+        reporter: Reporter,
+        sidecar: dict[str, Any],
+    ) -> None:
+        """Args:
+        recipe: Resolved recipe.
+        nets: Networks on their device.
+        method: Set up and on the device.
+        data: Images on the device.
+        run: Folder that receives the record.
+        reporter: Where progress is shown.
+        sidecar: Facts written beside the student's weights.
+        """
+        self.recipe, self.nets, self.method, self.data = recipe, nets, method, data
+        self.run, self.reporter, self.sidecar = run, reporter, sidecar
+        self.device = data.device
+        self.amp = amp_type(recipe, self.device)
+        self.phases = tuple(method.phases())
+        self.parts = student_recipes(recipe, method)
+        self.rotations = method.needs.student_branches if recipe.data.branch_evaluation else 0
+        if recipe.selection == "joint" and not self.rotations:
+            raise UserError("selection 'joint' needs measured branches; use a method with branches, or 'backbone'")
+        self.steps_per_epoch = data.steps_per_epoch(recipe.data.batch_size)
+        self.generator = torch.Generator(device=self.device)
+        self.generator.manual_seed(recipe.seed)
+        decay = recipe.runtime.ema_decay
+        self.ema = [ModelEmaV3(net.model, decay=decay) for net in nets.students] if decay else []
+        self.phase = self.epoch = self.step = 0
+        self.meter = Meter(self.device)
+        self.best: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.compile_note: str | None = None
+        self._stop_signal: int | None = None
+        self._begin_phase()
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end from wherever the trainer stands.
+
+        Returns:
+            The last epoch's record.
+
+        Raises:
+            Interrupted: A stop was asked for; the state is saved.
+            TutelageError: The loss is not finite, or the disk is full.
+        """
+        total = sum(self._epochs(phase) for phase in self.phases) * self.steps_per_epoch
+        events = EventWriter(self.run.path, self.recipe.runtime.tensorboard, purge_step=self._epochs_done())
+        self.reporter.start(total, self._epochs_done() * self.steps_per_epoch + self.step)
+        try:
+            with self._stop_signals():
+                while self.phase < len(self.phases):
+                    events.write(self._run_epoch(), self._epochs_done() - 1)
+        finally:
+            self.reporter.stop()
+            events.close()
+        return self.run.metrics()[-1]
+
+    # -- one phase, one epoch, one step -------------------------------------------------------------
+
+    def _begin_phase(self) -> None:
+        """Make the step and the optimiser of the current phase; nothing is carried over but the weights."""
+        if self.phase == len(self.phases):
+            return
+        phase = self.phases[self.phase]
+        self.module = Step(self.nets, self.method, phase.objective, self.amp)
+        self.call: Callable[[Batch, Clock], StepResult] = self.module
+        self.compiled = False
+        trained: nn.Module = self.module if phase.trains == "student" else self.method
+        self.optimiser = create_optimiser(trained, self.recipe.optimiser)
+        self.trained_parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    def _run_epoch(self) -> dict[str, Any]:
+        phase, recipe = self.phases[self.phase], self.recipe
+        began, images, first = time.perf_counter(), 0, self.step
+        ticker = Ticker()
+        self._train_mode(phase)
+        for batch in self.data.train_batches(self._epochs_done(), recipe.seed, recipe.data.batch_size, first):
+            rate = self._train_step(batch, phase)
+            images += len(batch.targets)
+            if ticker.due():
+                self._show(phase, images / (time.perf_counter() - began))
+            self._after_step()
+        self._synchronise()
+        train_seconds = time.perf_counter() - began
+        record: dict[str, Any] = {
+            "phase": phase.name,
+            "epoch": self.epoch,
+            "lr": rate,
+            "train": self.meter.read(),
+            **self._evaluate(),
+            "seconds": round(time.perf_counter() - began, 3),
+            "images_per_second": round(images / train_seconds, 1),
+        }
+        self._check_finite(record["train"]["loss"])
+        self._check_finite(record["test"]["loss"])
+        self._finish_epoch(record)
+        return record
+
+    def _train_step(self, batch: Batch, phase: Phase) -> float:
+        recipe = self.recipe
+        rate = learning_rate(
+            recipe.schedule, recipe.optimiser.lr, self.epoch, self.step, self.steps_per_epoch
+        )
+        set_learning_rate(self.optimiser, rate)
+        count = self.epoch * self.steps_per_epoch + self.step
+        clock = Clock(
+            torch.full((), float(self.epoch), device=self.device),
+            torch.full((), float(count), device=self.device),
+        )
+        rows = len(batch.targets)
+        batch = self.method.views(batch, self.generator)
+        full = rows == recipe.data.batch_size
+        if full and not self.compiled and wants_compile(recipe, self.device):
+            self._compile(batch, clock)
+        # A short last batch would need a second compilation for one step an epoch.
+        result = (self.call if full else self.module)(batch, clock)
+        if phase.update:
+            result.loss.backward()
+            if recipe.optimiser.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(self.trained_parameters, recipe.optimiser.clip_grad)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            for average, net in zip(self.ema, self.nets.students, strict=False):
+                average.update(net.model)
+        self.method.commit(batch)
+        self.meter.add(result, rows)
+        self.step += 1
+        return rate
+
+    def _compile(self, batch: Batch, clock: Clock) -> None:
+        self.reporter.say("compiling the step and comparing its gradients with the eager ones ...")
+        self.call, why_not = compiled_or_eager(self.module, batch, clock, COMPILE_TOLERANCE[self.amp])
+        self.compiled = True
+        self.compile_note = why_not
+        if why_not:
+            self.reporter.warn(f"{why_not}; going on without compiling")
+        self.run.update(compiled=why_not is None, compile_note=why_not)
+
+    def _train_mode(self, phase: Phase) -> None:
+        for net in self.nets.students:
+            net.train(phase.trains == "student")
+        self.method.train()
+
+    def _evaluate(self) -> dict[str, Any]:
+        size = self.recipe.data.eval_batch_size
+        record: dict[str, Any] = {"val": None}
+        splits = ("val", "test") if self.data.size("val") else ("test",)
+        for split in splits:
+            record[split] = evaluate(self.nets.student, self.data.eval_batches(split, size), self.rotations)
+        if len(self.nets.students) > 1:
+            record["peers"] = [
+                evaluate(peer, self.data.eval_batches("test", size), self.rotations)
+                for peer in self.nets.students[1:]
+            ]
+        if self.ema:
+            record["ema_test"] = evaluate(self.ema[0].module, self.data.eval_batches("test", size))
+        return record
+
+    def _finish_epoch(self, record: dict[str, Any]) -> None:
+        self.seconds += record["seconds"]
+        chosen = "val" if record["val"] else "test"
+        if not self.best or self._merit(record[chosen]) > self._merit(self.best[chosen]):
+            self.best = {"by": chosen, "epoch": record["epoch"], "test": record["test"], "val": record["val"]}
+            self._save_students("_best", record)
+        self._save_students("", record)
+        self.run.append(record)
+        self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
+        self.meter.reset()
+        self.step = 0
+        self.epoch += 1
+        if self.epoch == self._epochs(self.phases[self.phase]):
+            self.phase, self.epoch = self.phase + 1, 0
+            self._begin_phase()
+        self.save()
+
+    # -- state --------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write everything that is needed to go on to ``state.pt``."""
+        state = {
+            "recipe": self.recipe.hash(),
+            "position": [self.phase, self.epoch, self.step],
+            "students": [net.state_dict() for net in self.nets.students],
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "ema": [average.module.state_dict() for average in self.ema],
+            "random": random_state(self.generator),
+            "meter": self.meter.state(),
+            "best": self.best,
+            "seconds": self.seconds,
+            "epochs_written": len(self.run.metrics()),
+        }
+        save_state(self.run.state, state)
+
+    def load(self) -> None:
+        """Go back to the saved state; metrics written after it are cut off.
+
+        Raises:
+            UserError: No usable state, or that of another recipe.
+        """
+        state = load_state(self.run.state, self.device)
+        if state["recipe"] != self.recipe.hash():
+            raise UserError(
+                f"{self.run.recipe} is not the recipe the run began with; put that back or start a new run"
+            )
+        self.phase, self.epoch, self.step = state["position"]
+        self._begin_phase()
+        for net, weights in zip(self.nets.students, state["students"], strict=True):
+            net.load_state_dict(weights)
+        self.method.load_state_dict(state["method"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for average, weights in zip(self.ema, state["ema"], strict=True):
+            average.module.load_state_dict(weights)
+        restore_random_state(state["random"], self.generator)
+        self.meter.restore(state["meter"])
+        self.best, self.seconds = state["best"], state["seconds"]
+        self.run.keep_metrics(state["epochs_written"])
+
+    def _merit(self, measured: dict[str, Any]) -> float:
+        """What the best epoch is chosen by."""
+        if self.recipe.selection == "joint":
+            return float(max(measured["branches"]["joint_top1"]))
+        return float(measured["top1"])
+
+    def _save_students(self, suffix: str, record: dict[str, Any]) -> None:
+        """Write each network's plain weights, and beside them those with branches where it has any."""
+        tests = [record["test"], *record.get("peers", [])]
+        names = ["student", *(f"peer{number}" for number in range(1, len(tests)))]
+        for name, part, net, test in zip(names, self.parts, self.nets.students, tests, strict=True):
+            own = {"model": part.name, "args": part.args, "test": test, "top1": test["top1"]}
+            facts = {**self.sidecar, **own, "epoch": record["epoch"], "val": record["val"]}
+            plain = self.method.export(net.model)
+            save_weights(self.run.path / f"{name}{suffix}.safetensors", plain, facts)
+            if net.branches is not None:
+                both = joint_state(plain.state_dict(), net.branches.state_dict())
+                save_weights(self.run.path / f"{name}{suffix}_aux.safetensors", both, facts)
+
+    def _after_step(self) -> None:
+        """Save when asked to; stop when a signal came."""
+        last = self.step == self.steps_per_epoch
+        every = self.recipe.runtime.checkpoint_steps
+        if self._stop_signal is not None and not last:
+            self.save()
+            raise Interrupted(f"stopped; continue with: tutelage resume {self.run.path}")
+        if every and self.step % every == 0 and not last:
+            self._check_finite(self.meter.read()["loss"])
+            self.save()
+
+    @contextmanager
+    def _stop_signals(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into a stop after the current step (a second SIGINT acts at once)."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._stop_signal = number
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the caller handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # -- small things -------------------------------------------------------------------------------
+
+    def _epochs(self, phase: Phase) -> int:
+        return phase.epochs or self.recipe.schedule.epochs
+
+    def _epochs_done(self) -> int:
+        """Epochs finished over all phases; also the number that orders and augments the coming one."""
+        return sum(self._epochs(phase) for phase in self.phases[: self.phase]) + self.epoch
+
+    def _seconds_left(self, record: dict[str, Any]) -> float:
+        total = sum(self._epochs(phase) for phase in self.phases)
+        return float(record["seconds"]) * (total - self._epochs_done() - 1)
+
+    def _show(self, phase: Phase, speed: float) -> None:
+        seen = self.meter.read()
+        self._check_finite(seen["loss"])
+        done = self._epochs_done() * self.steps_per_epoch + self.step
+        self.reporter.step(done, self.epoch, self._epochs(phase), seen["loss"], seen["top1"], speed)
+
+    def _check_finite(self, loss: float) -> None:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            saved = self.run.state.exists()
+            kept = f"the last good state is in {self.run.state}" if saved else "no state was saved yet"
+            raise TutelageError(
+                f"the loss became {loss} in epoch {self.epoch + 1} by step {self.step}; {kept}; "
+                "lower optimiser.lr, set optimiser.clip_grad, or turn runtime.amp off"
+            )
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Meter:
+    """Sums over an epoch, kept on the device and read only when something is shown."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+        self.correct = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.images = 0
+
+    def add(self, result: StepResult, images: int) -> None:
+        """Add one step's loss, terms and hits, weighted by its images."""
+        row = torch.stack([result.loss.detach(), *result.terms.values()]).double() * images
+        self.names = list(result.terms)
+        self.sums = row if self.sums is None else self.sums.add_(row)
+        self.correct += result.correct
+        self.images += images
+
+    def read(self) -> dict[str, Any]:
+        """Means so far; copies a few numbers to the host."""
+        if self.sums is None:
+            return {"loss": 0.0, "terms": {}, "top1": 0.0, "top5": 0.0}
+        loss, *terms = (self.sums / self.images).tolist()
+        top1, top5 = (100.0 * self.correct.double() / self.images).tolist()
+        return {"loss": loss, "terms": dict(zip(self.names, terms, strict=True)), "top1": top1, "top5": top5}
+
+    def state(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"names": self.names, "sums": self.sums, "correct": self.correct, "images": self.images}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From checkpoints."""
+        self.names, self.sums = list(state["names"]), state["sums"]
+        self.correct, self.images = state["correct"], state["images"]
+
+
+def amp_type(recipe: Recipe, device: torch.device) -> torch.dtype | None:
+    """The autocast type the recipe asks for on ``device``, None for float32."""
+    if recipe.runtime.amp == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if recipe.runtime.amp == "bf16" else None
+
+
+def wants_compile(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the recipe asks for a compiled step on ``device``."""
+    choice = recipe.runtime.compile
+    return choice == "on" or (choice == "auto" and device.type == "cuda")

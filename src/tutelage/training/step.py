@@ -1,0 +1,150 @@
+"""One training step: from a batch to the gradients, without talking to the host."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.data.batch import Batch
+from tutelage.methods import Clock, Method, Networks, Outs
+from tutelage.models.network import Network, Outputs
+from tutelage.training.metrics import topk_correct
+
+
+class StepResult(NamedTuple):
+    """What a step leaves on the device.
+
+    Attributes:
+        loss: Scalar, with graph.
+        terms: Detached scalar terms by name, in the order the method gives them.
+        correct: int64 [2], top-1 and top-5 hits of the first student on the plain views.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    correct: Tensor
+
+
+class Step(nn.Module):
+    """The trained networks and the method as one module: what is optimised, saved, compiled and distributed.
+
+    The teacher is called by it but is no submodule: it is not trained, not saved and not wrapped.
+    It runs under ``no_grad`` rather than ``inference_mode`` because features computed in inference mode
+    can't be saved for the student's backward pass.
+    """
+
+    def __init__(
+        self, nets: Networks, method: Method, objective: str = "forward", amp: torch.dtype | None = None
+    ) -> None:
+        """Args:
+        nets: Students and teacher.
+        method: Already set up.
+        objective: Name of the method's function to call, see `Phase.objective`.
+        amp: Autocast type for the networks, or None for float32. The loss is always float32.
+        """
+        super().__init__()
+        self.students = nn.ModuleList(nets.students)
+        self.method = method
+        self.objective = objective
+        self.rows = method.needs.views
+        self.amp = amp
+        self._teacher: list[Network] = [nets.teacher] if nets.teacher is not None else []
+        if nets.teacher is not None and method.inserts() is not None:
+            nets.teacher.install()  # before compiling: hooks that come later are not seen
+
+    def forward(self, batch: Batch, clock: Clock) -> StepResult:
+        """Run all passes on ``batch`` (after `Method.views`) and the objective."""
+        terms, student = self.terms(batch, clock)
+        loss = torch.stack(list(terms.values())).sum()
+        with torch.no_grad():
+            correct = topk_correct(student.logits[:: self.rows], batch.targets[:: self.rows])
+        return StepResult(loss, {name: term.detach() for name, term in terms.items()}, correct)
+
+    def terms(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], Outputs]:
+        """The objective's terms with their graphs, and the first student's outputs."""
+        device = batch.images.device.type
+        cast = nullcontext() if self.amp is None else torch.autocast(device, dtype=self.amp)
+        teacher = prompted = None
+        with cast:
+            if self._teacher:
+                with torch.no_grad():
+                    teacher = as_float(self._teacher[0](batch.images))
+                inserts = self.method.inserts()
+                if inserts is not None:
+                    prompted = as_float(self._teacher[0](batch.images, inserts=inserts))
+            students = tuple(as_float(student(batch.images)) for student in self.students)
+        outs = Outs(students, teacher, prompted)
+        return getattr(self.method, self.objective)(batch, outs, clock), outs.student
+
+
+def as_float(out: Outputs) -> Outputs:
+    """Outputs in float32 (no copy where they are already)."""
+    return Outputs(
+        out.logits.float(),
+        None if out.pooled is None else out.pooled.float(),
+        tuple(stage.float() for stage in out.stages),
+        tuple(branch.float() for branch in out.branches),
+    )
+
+
+def compiled_or_eager(
+    step: Step, batch: Batch, clock: Clock, tolerance: float
+) -> tuple[Callable[[Batch, Clock], StepResult], str | None]:
+    """Compile ``step`` whole and trust it only if its gradients on ``batch`` agree with the eager ones.
+
+    Args:
+        step: The step; its parameters, buffers and the random state are as before afterwards.
+        batch: One training batch, after views.
+        clock: The clock to call it with.
+        tolerance: Largest accepted ``|g_compiled - g_eager| / |g_eager|`` over all gradients.
+
+    Returns:
+        The compiled step and None, or the eager step and the reason why.
+    """
+    # Inductor's own random numbers differ from eager ones, and with them every dropout mask.
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    eager_gradients = _gradients(step, step, batch, clock)
+    try:
+        compiled_gradients = _gradients(step, compiled, batch, clock)
+    except Exception as error:
+        return (
+            step,
+            f"compiling failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+        )
+    difference = relative_difference(compiled_gradients, eager_gradients)
+    if not difference <= tolerance:
+        return step, f"compiled gradients differ from eager ones by {difference:.2g} (relative)"
+    return compiled, None
+
+
+def relative_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """``|got - expected| / |expected|`` over all gradients; inf when names differ or one is not finite."""
+    if got.keys() != expected.keys():
+        return float("inf")
+    squares = [((got[name] - value).double() ** 2).sum() for name, value in expected.items()]
+    norms = [(value.double() ** 2).sum() for value in expected.values()]
+    ratio = (torch.stack(squares).sum() / torch.stack(norms).sum().clamp(min=1e-30)).sqrt()
+    return float(ratio) if bool(torch.isfinite(ratio)) else float("inf")
+
+
+def _gradients(
+    step: Step, call: Callable[[Batch, Clock], Any], batch: Batch, clock: Clock
+) -> dict[str, Tensor]:
+    """Gradients of one call; puts buffers, gradients and random state back afterwards."""
+    buffers = copy.deepcopy(dict(step.named_buffers()))
+    devices = [batch.images.device] if batch.images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            call(batch, clock).loss.backward()
+            return {name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None}
+        finally:
+            step.zero_grad(set_to_none=True)
+            step.method.discard()
+            with torch.no_grad():
+                for name, buffer in step.named_buffers():
+                    buffer.copy_(buffers[name])
