@@ -234,9 +234,10 @@ def main() -> None:
         row = compare(teacher, student, options, device)
         result["pairs"].append(row)
         speeds = row["images_per_second"]
+        low, high = row["ratio_range"]
         print(
-            f"{teacher} -> {student}: plain {speeds['plain']:.0f} images/s, tutelage "
-            f"{speeds['tutelage']:.0f} images/s, ratio {row['ratio']} ({row['ratio_range'][0]} to {row['ratio_range'][1]})",
+            f"{teacher} -> {student}: plain {speeds['plain']:.0f} images/s, "
+            f"tutelage {speeds['tutelage']:.0f} images/s, ratio {row['ratio']} ({low} to {high})",
             flush=True,
         )
     if options.json:

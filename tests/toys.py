@@ -31,7 +31,8 @@ def toy_networks(
     classes, needs = data.info.num_classes, method.needs
     asked = replace(needs.student, branches=needs.student_branches * classes)
     students = tuple(
-        Network(create_network(student, classes, **args), asked, needs.student_role) for _ in range(needs.students)
+        Network(create_network(student, classes, **args), asked, needs.student_role)
+        for _ in range(needs.students)
     )
     frozen = None
     if needs.teacher is not None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tutelage.training.demo import demo
     from tutelage.training.describe import describe, list_datasets, list_methods, list_models, list_recipes
     from tutelage.training.doctor import doctor
-    from tutelage.training.jobs import distill, evaluate, resume, train
+    from tutelage.training.jobs import distill, evaluate, mutual, resume, train
 
 __version__ = "0.1.0"
 
@@ -47,6 +47,7 @@ __all__ = [
     "list_methods",
     "list_models",
     "list_recipes",
+    "mutual",
     "resume",
     "train",
 ]
@@ -64,6 +65,7 @@ _HOMES = {
     "list_methods": "tutelage.training.describe",
     "list_models": "tutelage.training.describe",
     "list_recipes": "tutelage.training.describe",
+    "mutual": "tutelage.training.jobs",
     "resume": "tutelage.training.jobs",
     "train": "tutelage.training.jobs",
 }

@@ -35,7 +35,7 @@ PATHS = list(COMMANDS)
 
 
 def test_the_commands_of_the_project_are_there() -> None:
-    expected = {"demo", "train", "distill", "eval", "resume", "list", "show", "doctor"}
+    expected = {"demo", "train", "distill", "mutual", "eval", "resume", "list", "show", "doctor"}
     assert {" ".join(path) for path in PATHS} == expected | {"weights import", "weights inspect"}
 
 

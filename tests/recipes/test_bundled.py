@@ -41,10 +41,13 @@ def test_every_bundled_recipe_can_be_run(name: str) -> None:
     assert (recipe.task == "train") <= (recipe.teacher is None)
 
 
-def test_every_method_has_a_row_of_the_crd_benchmark() -> None:
+def test_every_method_has_a_recipe() -> None:
+    assert {complete(name).method["name"] for name in recipe_names()} == set(method_names())
+
+
+def test_the_rows_of_the_crd_benchmark_are_called_after_their_methods() -> None:
     methods = {complete(name).method["name"]: name for name in CRD}
-    names = {"none": "vanilla"}
-    assert methods == {name: f"crd/{names.get(name, name)}" for name in method_names()}
+    assert methods == {name: f"crd/{name}" for name in LOSS_WEIGHTS} | {"none": "crd/vanilla"}
 
 
 @pytest.mark.parametrize("name", LOSS_WEIGHTS)

@@ -105,7 +105,7 @@ def test_reading_twice_gives_values_of_their_own(write):
         ("extends: crd/kdd\n", r"mine.yaml extends another .* no recipe 'crd/kdd'; did you mean 'crd/kd'\?"),
         ("extends: missing.yaml\n", "mine.yaml extends another .* no recipe file .*missing.yaml"),
         ("extends: broken.yaml\n", "mine.yaml extends another .* not valid YAML"),
-        ("extends: 3\n", r"'extends' in recipe .*mine.yaml can't be 3; give one"),
+        ("extends: 3\n", r"'extends' in recipe .*mine.yaml can't be 3; give the name"),
         ("extends: [base.yaml]\n", "'extends' in recipe .* can't be"),
         ("extends: mine.yaml\n", "can't extend itself, but .*mine.yaml extends .*mine.yaml"),
         ("extends: there.yaml\n", "can't extend itself, but .*mine.*there.*back.*there"),
@@ -113,10 +113,10 @@ def test_reading_twice_gives_values_of_their_own(write):
         ("extends: base.yaml\nstudent: 3\n", "'student' is a single value, not a section"),
     ],
 )
-def test_mistakes_are_refused_in_one_sentence(write, text, sentence):
+def test_mistakes_are_refused_in_one_sentence(write, tmp_path, text, sentence):
     write("a: [1", "broken.yaml")
     write("extends: back.yaml\n", "there.yaml")
-    write("extends: ./there.yaml\n", "back.yaml")
+    write(f"extends: ../{tmp_path.name}/there.yaml\n", "back.yaml")
     path = write(text)
     with pytest.raises(UserError, match=sentence) as caught:
         resolve(path)

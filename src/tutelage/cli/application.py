@@ -50,6 +50,7 @@ TRYING, LOOKING = "Run", "Look"
 app.command(rich_help_panel=TRYING)(running.demo)
 app.command(rich_help_panel=TRYING)(running.train)
 app.command(rich_help_panel=TRYING)(running.distill)
+app.command(rich_help_panel=TRYING)(running.mutual)
 app.command(rich_help_panel=TRYING)(running.resume)
 app.command("eval", rich_help_panel=TRYING)(running.evaluate)
 app.command(rich_help_panel=LOOKING)(running.doctor)

@@ -51,16 +51,20 @@ TeacherWeights = Annotated[
         "--teacher-weights", metavar="FILE", help="Weights of the teacher.", rich_help_panel=NETWORKS
     ),
 ]
-Method = Annotated[
-    str | None,
-    typer.Option(
+def _method(default: str) -> typer.models.OptionInfo:
+    """``--method`` with the default that a command has."""
+    return typer.Option(
         "--method",
         metavar="NAME",
-        help="How to distil (tutelage list methods).",
-        show_default="kd",
+        help="How to train (tutelage list methods).",
+        show_default=default,
         rich_help_panel=TRAINING,
-    ),
-]
+    )
+
+
+Method = Annotated[str | None, _method("kd")]
+SoloMethod = Annotated[str | None, _method("none")]
+MutualMethod = Annotated[str | None, _method("hssakd")]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -198,7 +202,7 @@ Debug = Annotated[
     ),
 ]
 
-NOT_IN_RECIPE = {"recipe", "settings", "out", "json", "quiet", "debug"}
+NOT_IN_RECIPE = {"peer", "recipe", "settings", "out", "json", "quiet", "debug"}
 
 
 def recipe_flags(context: typer.Context) -> dict[str, Any]:

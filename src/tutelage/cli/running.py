@@ -51,6 +51,7 @@ def train(
     context: typer.Context,
     model: options.Model = None,
     weights: options.Weights = None,
+    method: options.SoloMethod = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,
@@ -67,7 +68,7 @@ def train(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    r"""Train one network from labels alone, without a teacher.
+    r"""Train one network without a teacher: from labels alone, or as a teacher to be.
 
     Leaves a folder with the recipe, the metrics of every epoch, the last and
     the best weights, and everything needed to resume.
@@ -81,6 +82,10 @@ def train(
 
     tutelage train --model resnet20_cifar --set optimiser.lr=0.1 \
       --set schedule.kind=multistep --set schedule.milestones=[50,75]
+
+    tutelage train --model resnet56_cifar --weights r56.safetensors \
+      --method hsakd_teacher --set method.frozen=true \
+      --data cifar100 --data-dir data --epochs 100
     """
     from tutelage.training import jobs
     from tutelage.training.progress import Reporter
@@ -141,6 +146,62 @@ def distill(
 
     result = jobs.distill(
         recipe,
+        out=out,
+        settings=settings or (),
+        reporter=Reporter(quiet),
+        **options.recipe_flags(context),
+    )
+    finish(result, json, views.run)
+
+
+def mutual(
+    context: typer.Context,
+    student: options.Student = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="NAME",
+            help="A network that learns with the student; repeat for more. None makes one like the student.",
+            rich_help_panel=options.NETWORKS,
+        ),
+    ] = None,
+    weights: options.Weights = None,
+    method: options.MutualMethod = None,
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = None,
+    few_ratio: options.FewRatio = None,
+    val_fraction: options.ValFraction = None,
+    batch_size: options.BatchSize = None,
+    epochs: options.Epochs = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    recipe: options.RecipeSource = None,
+    settings: options.Settings = None,
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    r"""Train networks that teach each other, without a teacher.
+
+    The student and its peers see the same images and learn from each other's
+    answers; all are measured and saved.
+
+    [bold]Examples[/bold]
+
+    tutelage mutual --student resnet20_cifar --data cifar100 --data-dir data \
+      --epochs 240
+
+    tutelage mutual --student resnet20_cifar --peer wrn_16_2_cifar --epochs 30
+    """
+    from tutelage.training import jobs
+    from tutelage.training.progress import Reporter
+
+    result = jobs.mutual(
+        recipe,
+        peers=peer or (),
         out=out,
         settings=settings or (),
         reporter=Reporter(quiet),

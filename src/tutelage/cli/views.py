@@ -34,6 +34,8 @@ def run(console: Console, result: Result) -> None:
             ("method", result["method"]),
             ("teacher", teacher and f"{teacher['name']}, test top-1 {percent(teacher['test']['top1'])}"),
             ("last epoch", _accuracy(last)),
+            ("peers", ", ".join(f"{peer['top1']:.2f}%" for peer in last.get("peers", ())) or None),
+            ("branches", last["test"].get("branches") and _branches(last["test"]["branches"])),
             ("EMA", last.get("ema_test") and _split("test", last["ema_test"])),
             ("best epoch", f"{_accuracy(best)} (epoch {best['epoch'] + 1}, chosen on {best['by']})"),
             ("time", f"{summary['training_seconds']:,.1f} s"),
@@ -93,6 +95,13 @@ def examination(console: Console, result: Result) -> None:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     if not result["warnings"]:
         console.print("no warnings")
+
+
+def _branches(branches: Result) -> str:
+    """Accuracy of each branch over all rotations, shallowest first."""
+    keys = ("joint_top1", "class_top1")
+    joint, classes = (", ".join(f"{value:.2f}%" for value in branches[key]) for key in keys)
+    return f"joint {joint}; class {classes}"
 
 
 def _network(network: Result) -> list[tuple[str, Any]]:

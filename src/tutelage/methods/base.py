@@ -217,7 +217,7 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def commit(self, batch: Batch) -> None:
-        """Write what was kept; called once a step, after the backward pass. Override to write a bank's rows."""
+        """Write what was kept; called once a step, after the backward pass. Override for a bank's rows."""
         for name, value in self._kept.items():
             self.get_buffer(name).copy_(value)
         self.discard()

@@ -49,7 +49,7 @@ def _read(source: str, readers: tuple[str, ...]) -> dict[str, Any]:
     base = own.pop(EXTENDS)
     if not isinstance(base, str):
         raise UserError(
-            f"'{EXTENDS}' in recipe {source} can't be {base!r}; give one bundled recipe's name or one YAML file"
+            f"'{EXTENDS}' in recipe {source} can't be {base!r}; give the name of one bundled recipe or file"
         )
     if _is_file(source) and Path(base).suffix in {".yaml", ".yml"}:
         base = str(Path(source).parent / base)
@@ -126,8 +126,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         known = base.get(key)
-        both = isinstance(known, dict) and isinstance(value, dict)
-        merged[key] = _merge(known, value) if both else value
+        if isinstance(known, dict) and isinstance(value, dict):
+            value = _merge(known, value)
+        merged[key] = value
     return merged
 
 

@@ -1,4 +1,4 @@
-"""Figures that papers and projects published, as data: ``published/*.yaml``, in the form of docs/published.md."""
+"""Figures that papers and projects published, from ``published/*.yaml``; docs/published.md has the form."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class _TableText(Part):
     title: str
     note: str = ""
     shared: dict[str, Any] = Field(default_factory=dict)
-    columns: list[dict[str, Any]] = Field(default_factory=lambda: [{}], min_length=1)
+    columns: list[dict[str, Any]] = Field([{}], min_length=1)
     rows: list[dict[str, Any]] = Field(min_length=1)
 
 

@@ -66,7 +66,7 @@ class RunFolder:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TutelageError(f"can't make the folder {path}: {error.strerror}; choose another --out") from error
+            raise TutelageError(f"can't make {path}: {error.strerror}; choose another --out") from error
         return run
 
     @classmethod

@@ -127,8 +127,8 @@ def student_recipes(recipe: Recipe, method: Method) -> tuple[ModelRecipe, ...]:
     pretrained = recipe.student.args.get("pretrained", False)
     if needs.student_role == "branches" and recipe.student.weights is None and not pretrained:
         raise UserError(
-            f"method '{method.name}' trains branches on a frozen backbone, but '{recipe.student.name}' has no "
-            "weights; give --weights FILE"
+            f"method '{method.name}' trains branches on a frozen backbone, but '{recipe.student.name}' has "
+            "no weights; give --weights FILE"
         )
     return given + (recipe.student,) * (needs.students - len(given))
 
@@ -234,9 +234,8 @@ def build_network(
         load_into(model, imported.state, f"{name} weights {part.weights}")
     check_input(model, image_size(data))
     network = Network(model, ask, role)
-    if network.branches is not None and part.weights is not None:
-        if imported.branches or role == "frozen":
-            load_branches(network.branches, imported.branches, f"{name} weights {part.weights}")
+    if network.branches is not None and part.weights is not None and (imported.branches or role == "frozen"):
+        load_branches(network.branches, imported.branches, f"{name} weights {part.weights}")
     own = own_normalisation(part)
     if own is not None and own != given:
         network.preprocess = Renormalise(given, own)

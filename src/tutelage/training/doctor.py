@@ -6,15 +6,17 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
+from tutelage.errors import UserError
 from tutelage.methods import Clock
 from tutelage.models.network import Network
+from tutelage.models.taps import Stage
 from tutelage.recipes import ModelRecipe, Recipe
 from tutelage.training.build import Parts, assemble, image_size, network_facts, own_normalisation, sidecar_of
 from tutelage.training.evaluate import evaluate
@@ -146,8 +148,16 @@ def _examine(
         "input_size": list(native) or None,
         "own_normalisation": {"mean": list(own[0]), "std": list(own[1])} if own else None,
         "renormalised": network.preprocess is not None,
-        "stages": [[stage.channels, stage.reduction] for stage in network.taps.stages],
+        "stages": [[stage.channels, stage.reduction] for stage in _stages(network)],
     }
+
+
+def _stages(network: Network) -> Sequence[Stage]:
+    """The stages found in a network; none where it has none that a method could tap."""
+    try:
+        return network.taps.stages
+    except UserError:
+        return ()
 
 
 def _first_batch(parts: Parts, recipe: Recipe) -> tuple[Batch, Clock]:

@@ -27,10 +27,10 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], rotations: int = 0) -> 
             of the upright images in any case.
 
     Returns:
-        ``loss`` (mean cross entropy), ``top1`` and ``top5`` in percent, and ``images``. With ``rotations`` also
-        ``branches``: per branch in percent, over all rotations, ``joint_top1`` (class and rotation right) and
-        ``class_top1`` (class right, after summing the logits of its rotations); HSAKD's ``ss_accuracy`` and
-        ``class_accuracy``.
+        ``loss`` (mean cross entropy), ``top1`` and ``top5`` in percent, and ``images``. With ``rotations``
+        also ``branches``: per branch in percent, over all rotations, ``joint_top1`` (class and rotation
+        right) and ``class_top1`` (class right, after summing the logits of its rotations); HSAKD's
+        ``ss_accuracy`` and ``class_accuracy``.
     """
     was_training = model.training
     model.eval()

@@ -32,6 +32,7 @@ from tutelage.training.build import (
     place,
     set_up_torch,
     sidecar_of,
+    student_recipes,
 )
 from tutelage.training.evaluate import evaluate as evaluate_network
 from tutelage.training.loop import Interrupted, Trainer, amp_type
@@ -56,6 +57,8 @@ FLAGS = {
 }
 """Flag (and keyword) -> the recipe key it sets."""
 
+IN_SUMMARY = ("epoch", "train", "val", "test", "peers", "ema_test")
+"""What the summary repeats of the last epoch's record."""
 RUNS_FOLDER = Path("runs")
 EXPECTED_MARGIN = 0.5
 """Percentage points by which a teacher may miss its noted accuracy before the run warns."""
@@ -229,7 +232,7 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
         reason=None,
         compiled=trainer.compiled and trainer.compile_note is None,
         summary={
-            "last": {key: last[key] for key in ("epoch", "train", "val", "test", "peers", "ema_test") if key in last},
+            "last": {key: last[key] for key in IN_SUMMARY if key in last},
             "best": {"note": f"best epoch by {recipe.selection} on {trainer.best['by']}", **trainer.best},
             "training_seconds": round(trainer.seconds, 1),
             "wall_seconds": round(before + time.perf_counter() - began, 1),
@@ -266,7 +269,9 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
         "student": network_facts(recipe.student, parts.nets.student, size),
         "peers": [
             network_facts(part, net, size)
-            for part, net in zip(recipe.peers, parts.nets.students[1:], strict=False)
+            for part, net in zip(
+                student_recipes(recipe, parts.method)[1:], parts.nets.students[1:], strict=True
+            )
         ],
         "teacher": teacher,
         "hardware": hardware(parts.data.device),
