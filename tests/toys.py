@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,16 +27,15 @@ def toy_networks(
 ) -> Networks:
     """Small random networks that hand over what ``method`` needs."""
     torch.manual_seed(0)
-    classes, needs = data.info.num_classes, method.needs
-    asked = replace(needs.student, branches=needs.student_branches * classes)
+    classes = data.info.num_classes
+    needs = method.needs.for_classes(classes)
     students = tuple(
-        Network(create_network(student, classes, **args), asked, needs.student_role)
+        Network(create_network(student, classes, **args), needs.student, needs.student_role)
         for _ in range(needs.students)
     )
     frozen = None
     if needs.teacher is not None:
-        wanted = replace(needs.teacher, branches=needs.teacher_branches * classes)
-        frozen = Network(create_network(teacher, classes, **args), wanted, "frozen")
+        frozen = Network(create_network(teacher, classes, **args), needs.teacher, "frozen")
     return Networks(students, frozen)
 
 

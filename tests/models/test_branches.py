@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
@@ -398,6 +399,20 @@ def test_a_network_timm_does_not_make_so_is_refused():
     other.stages[2].blocks[0].extra = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"'stages\.2' isn't as timm makes it"):
         build_branches(other, CLASSES)
+
+
+class Writing(LayerNorm2d):
+    """A norm that leaves its mark on what it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.add_(1.0))
+
+
+def test_blocks_that_write_into_what_they_get_are_refused():
+    model = model_of("test_convnext")
+    model.stages[2].downsample[0].__class__ = Writing
+    with pytest.raises(UserError, match="write into the maps"):
+        build_branches(model, CLASSES, (2,))
 
 
 def test_copies_are_independent():

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.test_resume import SETTINGS, Killed, kill_after, same, weights, without_times
 
 import tutelage
+from training.test_resume import SETTINGS, Killed, kill_after, same, weights, without_times
 from tutelage.errors import UserError
 from tutelage.runs.record import RunFolder
 

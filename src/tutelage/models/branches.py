@@ -92,7 +92,8 @@ class ZooPlan(Plan):
         blocks, tail = self._blocks(number), self.model.make_tail()
         names = self.model.layout.branch_tail
         made: dict[str, nn.Module] = {BODY: nn.Sequential(*blocks, *([] if names else tail))}
-        made |= zip(names, tail, strict=True) if names else ()
+        if names:
+            made.update(zip(names, tail, strict=True))
         made[HEAD] = nn.Linear(self.model.num_features, outputs)
         for module in made.values():
             module.apply(self.model.initialise_branch)
@@ -119,7 +120,7 @@ class TimmPlan(Plan):
 
     def parts(self, number: int, outputs: int) -> dict[str, nn.Module]:
         return {
-            BODY: nn.Sequential(*self.rebuilder.after(number)),
+            BODY: self.rebuilder.after(number),
             HEAD: nn.Linear(self.rebuilder.pooled_width, outputs),
         }
 

@@ -52,26 +52,33 @@ class Rebuilder:
         maps = [end for end in ends if end is not None and end.gave.ndim == 4]
         if len(maps) < len(self.taps):
             raise self._refusal("its stages don't end in maps")
-        self._last_map = maps[-1].gave
+        self._maps = [end.gave for end in maps]
         self._stages = [self._between(seen, before, after.gave) for before, after in pairwise(maps)]
         tail = self._between(seen, maps[-1], seen.features)
         self._tail = [*tail, *self._between(seen, tail[-1] if tail else maps[-1], seen.pooled)]
         self._source: nn.Module | None = None
         self._used: list[str] = []
 
-    def after(self, number: int) -> list[nn.Module]:
+    def after(self, number: int) -> nn.Sequential:
         """What follows stage ``number`` (from 1), from ``[B, C_l, H_l, W_l]`` to ``[B, pooled_width]``.
 
         After the last stage comes that stage again, at the size and width that it ends with.
 
         Raises:
-            UserError: The last stage has no block that keeps the shape, so it can't follow itself.
+            UserError: The last stage has no block that keeps the shape, so it can't follow itself; or what
+                follows would change the map that it gets.
         """
         if number < len(self.taps):
             modules = [self._fresh(call.path) for stage in self._stages[number - 1 :] for call in stage]
         else:
             modules = self._last_again()
-        return [*modules, *(self._fresh(call.path) for call in self._tail)]
+        body = nn.Sequential(*modules, *(self._fresh(call.path) for call in self._tail))
+        start = torch.zeros_like(self._maps[number - 1])
+        with undisturbed(body):
+            body(start)
+        if start._version > 0:
+            raise self._refusal("its blocks write into the maps that they get")
+        return body
 
     def _last_again(self) -> list[nn.Module]:
         paths = [call.path for call in self._stages[-1]]
@@ -79,7 +86,7 @@ class Rebuilder:
         body = nn.Sequential(*modules)
         try:
             with undisturbed(body):
-                fits = body(torch.zeros_like(self._last_map)).shape == self._last_map.shape
+                fits = body(torch.zeros_like(self._maps[-1])).shape == self._maps[-1].shape
         except Exception:  # what a block says of a map that it can't take differs from block to block
             fits = False
         if not fits or not any(isinstance(part, nn.Conv2d) for part in body.modules()):
@@ -138,7 +145,7 @@ class Rebuilder:
 
     def _keeps_shape(self, path: str) -> bool:
         call = self._calls[path]
-        return call.given.shape == call.gave.shape == self._last_map.shape
+        return call.given.shape == call.gave.shape == self._maps[-1].shape
 
     def _is_row(self, path: str) -> bool:
         return type(self.model.get_submodule(path)) is nn.Sequential

@@ -9,6 +9,7 @@ A run is a folder:
 | `metrics.jsonl` | one line an epoch |
 | `student.safetensors`, `student_best.safetensors` | last and best weights, each with a JSON sidecar |
 | `state.pt` | everything needed to go on after a stop |
+| `index.html` | the page to look at |
 | `events.out.tfevents.*` | TensorBoard |
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,14 @@ def assemble(recipe: Recipe) -> Parts:
     data = load_data(recipe, device)
     info, given = data.info, normalisation(recipe)
     torch.manual_seed(recipe.seed)
-    needs = method.needs
-    asked = replace(needs.student, branches=needs.student_branches * info.num_classes)
+    needs = method.needs.for_classes(info.num_classes)
     students = tuple(
-        build_network(part, data, given, asked, needs.student_role, "student")
+        build_network(part, data, given, needs.student, needs.student_role, "student")
         for part in student_recipes(recipe, method)
     )
     teacher, facts = None, {}
     if recipe.teacher is not None and needs.teacher is not None:
-        wanted = replace(needs.teacher, branches=needs.teacher_branches * info.num_classes)
-        teacher = build_network(recipe.teacher, data, given, wanted, "frozen", "teacher")
+        teacher = build_network(recipe.teacher, data, given, needs.teacher, "frozen", "teacher")
         facts = sidecar_of(recipe.teacher)
     nets = Networks(students, teacher)
     for net in (*students, *([teacher] if teacher else [])):

@@ -19,6 +19,7 @@ import tutelage
 from tutelage.errors import TutelageError, UserError
 from tutelage.models.network import Ask
 from tutelage.recipes import Recipe, dump, resolve
+from tutelage.runs.page import write_page
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import (
     Parts,
@@ -239,6 +240,7 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
             "images_per_second": last["images_per_second"],
         },
     )
+    write_page(run.path / "index.html", [run.path])
     return {"out": str(run.path), **run.facts()}
 
 
