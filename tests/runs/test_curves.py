@@ -25,7 +25,7 @@ def test_an_axis_holds_its_values_in_few_round_steps(values: list[float]) -> Non
 
 
 def test_an_axis_of_percentages_has_the_marks_people_expect() -> None:
-    assert axis([12.0, 96.5]) == pytest.approx((0, 100, 50))
+    assert axis([12.0, 96.5]) == pytest.approx((0, 100, 20))
     assert axis([71.0, 89.0]) == pytest.approx((70, 90, 5))
     assert axis([3.0, 3.0])[0] < 3 < axis([3.0, 3.0])[1]
 

@@ -73,8 +73,8 @@ def test_both_students_are_trained_alike() -> None:
     assert Path("here/index.html").is_file() and not Path("runs").exists()
 
 
-@pytest.mark.parametrize("method", ["dkd", "fitnet", "rkd"])
-def test_methods_on_logits_stages_and_pooled_features_can_be_shown(method: str) -> None:
+@pytest.mark.parametrize("method", ["dkd", "fitnet", "rkd", "dpcd"])
+def test_methods_on_logits_stages_pooled_features_and_branches_can_be_shown(method: str) -> None:
     result = demo("here", method=method, seeds=2, device="cpu")
     assert result["rows"][1]["method"] == method
     assert method in result["note"]
@@ -84,6 +84,7 @@ def test_methods_on_logits_stages_and_pooled_features_can_be_shown(method: str) 
     ("settings", "sentence"),
     [
         ({"method": "none"}, "has no teacher"),
+        ({"method": "hsakd"}, "teacher with trained branches"),
         ({"method": "kdd"}, "no method 'kdd'; did you mean 'kd'"),
         ({"seeds": 1}, "2 or more"),
         ({"out": "taken"}, "taken is taken"),
@@ -110,8 +111,8 @@ def test_the_default_folder_is_numbered_when_taken() -> None:
 @pytest.mark.parametrize(
     ("mean", "error", "words"),
     [
-        (4.5, 1.0, "more than noise"),
-        (-4.5, 1.0, "less than noise"),
+        (4.5, 1.0, "a gain that noise over the seeds doesn't"),
+        (-4.5, 1.0, "a loss that noise over the seeds doesn't"),
         (2.5, 1.0, "noise may explain"),
         (-2.5, 1.0, "noise may explain"),
         (0.0, 0.0, "noise may explain"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 36
 COLOURS = 8
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 """Lines of one chart also differ in their dashes, for readers who can't tell the colours apart."""
@@ -74,7 +74,7 @@ def axis(values: Sequence[float]) -> tuple[float, float, float]:
     if low == high:
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step

@@ -34,7 +34,7 @@ def demo(
 
     Args:
         out: Folder for the runs and their page; None makes ``runs/demo``, numbered when taken.
-        method: Any registered method that has a teacher, with its default settings.
+        method: A registered method whose teacher is a plain network, with its default settings.
         seeds: Students of each kind, at least 2.
         device: auto, cpu, cuda or cuda:N.
         reporter: Where progress is shown; None shows nothing.
@@ -46,8 +46,8 @@ def demo(
         ``out`` and ``seconds``. Plain values that JSON can hold.
 
     Raises:
-        UserError: The method is unknown or has no teacher, there are fewer than 2 seeds, or the folder is
-            taken.
+        UserError: The method is unknown, has no teacher or needs one with branches, there are fewer than 2
+            seeds, or the folder is taken.
         TutelageError: A run failed or was interrupted.
     """
     began = time.perf_counter()
@@ -96,8 +96,13 @@ def check(method: str, seeds: int) -> None:
     Raises:
         UserError: See `demo`.
     """
-    if create_method(method).needs.teacher is None:
+    needs = create_method(method).needs
+    if needs.teacher is None:
         raise UserError(f"method '{method}' has no teacher, so the demo can't show what one brings; try kd")
+    if needs.teacher_branches:
+        raise UserError(
+            f"method '{method}' needs a teacher with trained branches, and the demo's is a plain one; try kd"
+        )
     if seeds < 2:
         raise UserError(f"the demo shows a spread, which {seeds} seed can't have; give 2 or more")
 
@@ -143,14 +148,16 @@ def explain(alone: Row, taught: Row, difference: Gain, teacher: dict[str, Any], 
     if abs(difference.mean) <= CLEAR * error:
         finding = "which noise may explain: this run shows no effect of distillation"
     else:
-        finding = f"{'more' if difference.mean > 0 else 'less'} than noise over the seeds explains"
+        kind = "gain" if difference.mean > 0 else "loss"
+        finding = f"a {kind} that noise over the seeds doesn't explain"
     return (
         f"With {images} labelled images, {taught.student} ({taught.parameters:,} parameters) reaches "
         f"{spread(alone.top1, alone.top1_std)}% alone and {spread(taught.top1, taught.top1_std)}% distilled "
-        f"with {taught.method} (mean ± sample standard deviation of {len(taught.seeds)} seeds): "
-        f"{difference.mean:+.2f} points, standard error {error:.2f}, {finding}. Both students see the same "
-        f"images for the same steps; their teacher {teacher['name']} ({teacher['parameters']:,} parameters, "
-        f"{taught.teacher_top1:.2f}%) has learnt from all {teacher['train_images']} labelled images, so what "
-        "it adds includes labels that the student never sees. It is one easy dataset, one choice of images "
-        "and one teacher: other data, and more labels, will gain something else."
+        f"with {taught.method} at its defaults (mean ± sample standard deviation of {len(taught.seeds)} "
+        f"seeds): {difference.mean:+.2f} points, standard error {error:.2f}, {finding}. Both students see "
+        f"the same images for the same steps; their teacher {teacher['name']} "
+        f"({teacher['parameters']:,} parameters, {taught.teacher_top1:.2f}%) has learnt from all "
+        f"{teacher['train_images']} labelled images, so what it adds includes labels that the student never "
+        "sees. It is one easy dataset, one choice of images and one teacher: other data, and more labels, "
+        "will gain something else."
     )
