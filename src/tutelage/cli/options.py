@@ -51,20 +51,16 @@ TeacherWeights = Annotated[
         "--teacher-weights", metavar="FILE", help="Weights of the teacher.", rich_help_panel=NETWORKS
     ),
 ]
-def _method(default: str) -> typer.models.OptionInfo:
-    """``--method`` with the default that a command has."""
-    return typer.Option(
+Method = Annotated[
+    str | None,
+    typer.Option(
         "--method",
         metavar="NAME",
         help="How to train (tutelage list methods).",
-        show_default=default,
+        show_default="kd; none for train, hssakd for mutual",
         rich_help_panel=TRAINING,
-    )
-
-
-Method = Annotated[str | None, _method("kd")]
-SoloMethod = Annotated[str | None, _method("none")]
-MutualMethod = Annotated[str | None, _method("hssakd")]
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(

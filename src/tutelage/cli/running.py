@@ -51,7 +51,7 @@ def train(
     context: typer.Context,
     model: options.Model = None,
     weights: options.Weights = None,
-    method: options.SoloMethod = None,
+    method: options.Method = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,
@@ -79,9 +79,6 @@ def train(
 
     tutelage train --model resnet56_cifar --data cifar100 --data-dir data \
       --epochs 240 --seed 1
-
-    tutelage train --model resnet20_cifar --set optimiser.lr=0.1 \
-      --set schedule.kind=multistep --set schedule.milestones=[50,75]
 
     tutelage train --model resnet56_cifar --weights r56.safetensors \
       --method hsakd_teacher --set method.frozen=true \
@@ -167,7 +164,7 @@ def mutual(
         ),
     ] = None,
     weights: options.Weights = None,
-    method: options.MutualMethod = None,
+    method: options.Method = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,

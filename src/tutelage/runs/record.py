@@ -51,11 +51,11 @@ class RunFolder:
 
     @classmethod
     def claim(cls, path: Path) -> RunFolder:
-        """Check that a new run can be written to ``path``, and make the folder.
+        """Check that a new run can be written to ``path``, before any work is done for it.
 
         Raises:
             UserError: ``path`` already holds a run, or is a file.
-            TutelageError: The folder can't be made.
+            TutelageError: A folder above it is none, or can't be written.
         """
         run = cls(path)
         if run.facts_file.exists():
@@ -64,10 +64,10 @@ class RunFolder:
             )
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"{path} is a file; choose a folder for --out")
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TutelageError(f"can't make {path}: {error.strerror}; choose another --out") from error
+        above = next(folder for folder in (run.path, *run.path.absolute().parents) if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            reason = "isn't writable" if above.is_dir() else "is no folder"
+            raise TutelageError(f"can't write {path}: {above} {reason}; choose another --out")
         return run
 
     @classmethod
