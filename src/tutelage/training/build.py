@@ -87,11 +87,14 @@ def assemble(recipe: Recipe) -> Parts:
 
 
 def check_roles(recipe: Recipe, method: Method) -> None:
-    """Refuse a method without its teacher, a teacher without its weights, and a teacher nobody uses.
+    """Refuse a method without teacher, a teacher without weights or use, a choice by what is not measured.
 
     Raises:
         UserError: In each of these cases.
     """
+    measured = method.needs.student_branches and recipe.data.branch_evaluation
+    if recipe.selection == "joint" and not measured:
+        raise UserError("selection 'joint' needs branches that are measured; choose selection backbone")
     needs_teacher = method.needs.teacher is not None
     if needs_teacher and recipe.teacher is None:
         raise UserError(f"method '{method.name}' needs a teacher; give --teacher NAME --teacher-weights FILE")

@@ -71,8 +71,6 @@ class Trainer:
         self.phases = tuple(method.phases())
         self.parts = student_recipes(recipe, method)
         self.rotations = method.needs.student_branches if recipe.data.branch_evaluation else 0
-        if recipe.selection == "joint" and not self.rotations:
-            raise UserError("selection 'joint' needs branches that are measured; choose selection backbone")
         self.steps_per_epoch = data.steps_per_epoch(recipe.data.batch_size)
         self.generator = torch.Generator(device=self.device)
         self.generator.manual_seed(recipe.seed)
