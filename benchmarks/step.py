@@ -36,7 +36,7 @@ from tutelage.methods import Clock, DataSpec, Networks, create_method
 from tutelage.models.network import Network
 from tutelage.recipes.schema import OptimiserRecipe
 from tutelage.training.build import place
-from tutelage.training.loop import COMPILE_TOLERANCE, Meter
+from tutelage.training.loop import Meter
 from tutelage.training.optimisers import create_optimiser
 from tutelage.training.step import Step, compiled_or_eager
 
@@ -154,7 +154,7 @@ def tutelage_loop(
     clock = Clock(torch.zeros((), device=device), torch.zeros((), device=device))
     call: Callable[..., Any] = step
     if compile_step:
-        call, why_not = compiled_or_eager(step, next(batches), clock, COMPILE_TOLERANCE[amp])
+        call, why_not = compiled_or_eager(step, next(batches), clock)
         assert why_not is None, why_not
     meter = Meter(device)
 

@@ -92,33 +92,42 @@ def as_float(out: Outputs) -> Outputs:
     )
 
 
+TOLERANCE = 1e-3
+"""Relative gradient difference that other orders of summation in float32 may make."""
+
+
 def compiled_or_eager(
-    step: Step, batch: Batch, clock: Clock, tolerance: float
+    step: Step, batch: Batch, clock: Clock
 ) -> tuple[Callable[[Batch, Clock], StepResult], str | None]:
-    """Compile ``step`` whole and trust it only if its gradients on ``batch`` agree with the eager ones.
+    """Compile ``step`` whole and trust it only if its gradients on ``batch`` are as good as the eager ones.
+
+    The measure is ``|g - g_exact| / |g_exact|`` over all gradients, with g_exact from an eager float32 pass:
+    the compiled step may be off by `TOLERANCE`, or by twice what rounding costs the eager step under autocast.
 
     Args:
         step: The step; its parameters, buffers and the random state are as before afterwards.
         batch: One training batch, after views.
         clock: The clock to call it with.
-        tolerance: Largest accepted ``|g_compiled - g_eager| / |g_eager|`` over all gradients.
 
     Returns:
         The compiled step and None, or the eager step and the reason why.
     """
     # Inductor's own random numbers differ from eager ones, and with them every dropout mask.
     compiled = torch.compile(step, fullgraph=True, dynamic=False, options={"fallback_random": True})
-    eager_gradients = _gradients(step, step, batch, clock)
+    amp, step.amp = step.amp, None
+    exact = _gradients(step, step, batch, clock)
+    step.amp = amp
+    rounding = 0.0 if amp is None else relative_difference(_gradients(step, step, batch, clock), exact)
     try:
-        compiled_gradients = _gradients(step, compiled, batch, clock)
+        gradients = _gradients(step, compiled, batch, clock)
     except Exception as error:
-        return (
-            step,
-            f"compiling failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+        reason = str(error).splitlines()[0] if str(error) else ""
+        return step, f"compiling failed ({type(error).__name__}: {reason})"
+    difference = relative_difference(gradients, exact)
+    if not difference <= max(TOLERANCE, 2 * rounding):
+        return step, (
+            f"compiled gradients differ from exact ones by {difference:.2g}, eager ones by {rounding:.2g} (relative)"
         )
-    difference = relative_difference(compiled_gradients, eager_gradients)
-    if not difference <= tolerance:
-        return step, f"compiled gradients differ from eager ones by {difference:.2g} (relative)"
     return compiled, None
 
 
