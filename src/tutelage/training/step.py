@@ -101,8 +101,8 @@ def compiled_or_eager(
 ) -> tuple[Callable[[Batch, Clock], StepResult], str | None]:
     """Compile ``step`` whole and trust it only if its gradients on ``batch`` are as good as the eager ones.
 
-    The measure is ``|g - g_exact| / |g_exact|`` over all gradients, with g_exact from an eager float32 pass:
-    the compiled step may be off by `TOLERANCE`, or by twice what rounding costs the eager step under autocast.
+    The measure is ``|g - g_exact| / |g_exact|`` over all gradients, g_exact from an eager float32 pass: the
+    compiled step may be off by `TOLERANCE`, or by twice what rounding costs the eager step under autocast.
 
     Args:
         step: The step; its parameters, buffers and the random state are as before afterwards.
@@ -126,7 +126,8 @@ def compiled_or_eager(
     difference = relative_difference(gradients, exact)
     if not difference <= max(TOLERANCE, 2 * rounding):
         return step, (
-            f"compiled gradients differ from exact ones by {difference:.2g}, eager ones by {rounding:.2g} (relative)"
+            f"compiled gradients differ from exact ones by {difference:.2g} (relative), eager ones by "
+            f"{rounding:.2g}"
         )
     return compiled, None
 
