@@ -155,7 +155,10 @@ def section_of(values: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML that also reads ``5e-4`` (no dot) as the number it is, and refuses a key given twice."""
+    """Safe YAML that reads ``5e-4`` as a number and ``on``, ``off``, ``yes``, ``no`` as words (YAML 1.2).
+
+    A key given twice is refused.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -167,7 +170,12 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+BOOL = "tag:yaml.org,2002:bool"
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 for _first in "-+0123456789.":
     Loader.yaml_implicit_resolvers.setdefault(_first, [])
 Loader.add_implicit_resolver(

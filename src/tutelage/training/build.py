@@ -26,6 +26,7 @@ from tutelage.models.fingerprint import fingerprint, weights_hash
 from tutelage.models.network import Ask, Network, Role, check_input, create_network
 from tutelage.models.weights import load_into, read_sidecar, read_state_dict
 from tutelage.recipes import ModelRecipe, Recipe
+from tutelage.training.optimisers import create_optimiser
 
 DATA_FOLDER = Path("data")
 RGB = tuple[float, float, float]
@@ -83,6 +84,9 @@ def assemble(recipe: Recipe) -> Parts:
     )
     method.setup(nets, spec)
     method.to(device)
+    create_optimiser(
+        nn.ModuleList([*students, method]), recipe.optimiser
+    )  # refuses before anything is written
     return Parts(data, nets, method, given, facts, protocol(recipe, data))
 
 

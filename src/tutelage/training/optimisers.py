@@ -23,23 +23,24 @@ def create_optimiser(module: nn.Module, recipe: OptimiserRecipe) -> torch.optim.
         recipe: Name and settings; "sgd" is Nesterov, "momentum" is not, as timm names them.
 
     Raises:
-        UserError: timm knows no such optimiser.
+        UserError: timm knows no such optimiser, or it doesn't take the settings.
     """
     known = [str(name) for name in timm_optimisers()]
     if recipe.name not in known:
-        raise UserError(
-            f"optimiser.name '{recipe.name}' is not known to timm{nearest(recipe.name, known)}"
-        )
+        raise UserError(f"optimiser.name '{recipe.name}' is not known to timm{nearest(recipe.name, known)}")
     fused: dict[str, Any] = {"fused": True} if recipe.name in _FUSED else {}
-    return create_optimizer_v2(
-        module,
-        opt=recipe.name,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        filter_bias_and_bn=not recipe.decay_all,
-        **fused,
-    )
+    try:
+        return create_optimizer_v2(
+            module,
+            opt=recipe.name,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            filter_bias_and_bn=not recipe.decay_all,
+            **fused,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optimiser '{recipe.name}' can't be made with these settings: {error}") from error
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
