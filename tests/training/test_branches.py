@@ -81,6 +81,21 @@ def test_students_learn_from_it_and_resume_exactly(teacher, tmp_path, monkeypatc
     assert without_times(tmp_path / "killed") == without_times(tmp_path / "whole")
 
 
+def test_the_loop_writes_what_a_method_keeps(teacher, tmp_path):
+    facts = tutelage.distill(
+        teacher="resnet8_cifar",
+        teacher_weights=str(teacher / "student.safetensors"),
+        student="resnet8_cifar",
+        method="dpcd",
+        data="shapes",
+        out=tmp_path / "run",
+        settings=BRIEF,
+    )
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["method"]
+    remembered = torch.isfinite(state["history.values"]).sum()
+    assert remembered == 2 * facts["protocol"]["train_images"]
+
+
 def test_peers_of_another_family_are_trained_measured_saved_and_resumed(tmp_path, monkeypatch):
     flags = {"student": "resnet8_cifar", "peers": ["wrn_16_1_cifar"], "data": "shapes"}
     facts = tutelage.mutual(**flags, out=tmp_path / "whole", settings=BRIEF)
