@@ -147,7 +147,7 @@ def tutelage_loop(
     method.setup(
         nets, DataSpec(100, (3, 32, 32), resident.train_labels, resident.take, resident.augment.count)
     )
-    step = Step(nets, method, amp=amp).train()
+    step = Step(nets.folded(data.info.image_size), method, amp=amp).train()
     optimiser = create_optimiser(step, OptimiserRecipe(name="momentum"))
     epochs = iter(range(10**9))
     batches = forever(lambda: resident.train_batches(next(epochs), 0, batch_size, drop_last=True))

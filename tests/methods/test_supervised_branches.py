@@ -41,7 +41,9 @@ def leaves(outs: Outs) -> list[Tensor]:
 def test_teacher_terms() -> None:
     outs, batch = random_outs(0), batch_of([0, 1, 4, 4])
     terms = DPCDTeacher(DPCDTeacherConfig(ce_weight=2.0, branch_weight=0.5))(batch, outs, toy_clock())
-    own, *others = [float(-head.log_softmax(1)[range(4), batch.targets].mean()) for head in leaves(outs)]
+    own, *others = [
+        float(-head.detach().log_softmax(1)[range(4), batch.targets].mean()) for head in leaves(outs)
+    ]
     assert terms["ce"].item() == pytest.approx(2 * own, rel=1e-12)
     assert terms["branch_ce"].item() == pytest.approx(0.5 * sum(others), rel=1e-12)
 

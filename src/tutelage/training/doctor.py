@@ -80,9 +80,9 @@ def doctor(
                 "its weights do not belong to this dataset or architecture"
             )
     reporter.say(f"measuring {TIMED_STEPS + 1} steps ...")
-    step = Step(
-        parts.nets, parts.method, parts.method.phases()[-1].objective, amp_type(resolved, parts.data.device)
-    )
+    nets = parts.nets.folded(image_size(parts.data))
+    objective = parts.method.phases()[-1].objective
+    step = Step(nets, parts.method, objective, amp_type(resolved, parts.data.device))
     batch, clock = _first_batch(parts, resolved)
     return {
         "warnings": warnings,

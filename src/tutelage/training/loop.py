@@ -70,6 +70,7 @@ class Trainer:
         self.generator.manual_seed(recipe.seed)
         decay = recipe.runtime.ema_decay
         self.ema = [ModelEmaV3(net.model, decay=decay) for net in nets.students] if decay else []
+        self.step_nets = nets.folded(data.info.image_size)
         self.phase = self.epoch = self.step = 0
         self.meter = Meter(self.device)
         self.best: dict[str, Any] = {}
@@ -107,7 +108,7 @@ class Trainer:
         if self.phase == len(self.phases):
             return
         phase = self.phases[self.phase]
-        self.module = Step(self.nets, self.method, phase.objective, self.amp)
+        self.module = Step(self.step_nets, self.method, phase.objective, self.amp)
         self.call: Callable[[Batch, Clock], StepResult] = self.module
         self.compiled = False
         trained: nn.Module = self.module if phase.trains == "student" else self.method
