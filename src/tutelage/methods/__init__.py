@@ -1,7 +1,18 @@
 """Distillation methods, one file each; importing the package registers them."""
 
 from tutelage.methods import at, dist, dkd, dpcd, fitnet, hsakd, kd, mutual, none, rkd, sp
-from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, Phase
+from tutelage.methods.base import (
+    MAIN_PHASE,
+    Clock,
+    Config,
+    DataSpec,
+    Method,
+    Needs,
+    Networks,
+    Outs,
+    Phase,
+    teacher_of,
+)
 from tutelage.methods.registry import (
     create_method,
     explain,
@@ -12,6 +23,7 @@ from tutelage.methods.registry import (
 )
 
 __all__ = [
+    "MAIN_PHASE",
     "Clock",
     "Config",
     "DataSpec",
@@ -37,4 +49,5 @@ __all__ = [
     "register_method",
     "rkd",
     "sp",
+    "teacher_of",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,7 +40,8 @@ class Outs(NamedTuple):
     """What the networks answered for one batch, in float32.
 
     Attributes:
-        students: One `Outputs` a trained network; mutual learning has two or more.
+        students: One `Outputs` a trained network; mutual learning has two or more, a phase that trains the
+            method's parts alone none.
         teacher: The frozen teacher's answer (no gradient), or None for a method without one.
         prompted: The teacher's answer with the method's modules put in front of its stages, with the
             gradient graph through the frozen weights; None unless the method gives `inserts`.
@@ -93,6 +94,10 @@ class Needs:
         return replace(self, student=student, teacher=teacher)
 
 
+MAIN_PHASE = "distil"
+"""Name of a method's main stretch of training."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """One stretch of training with its own objective.
@@ -102,14 +107,22 @@ class Phase:
         epochs: Length in epochs; None takes the recipe's.
         objective: Name of the method's function with the signature of `Method.forward`.
         update: False runs forward passes only (PACKD fills its memory that way for one epoch).
-        trains: "student" trains the students and the method's parts; "method" the parts alone.
+        trains: "student" trains the students and the method's parts. "method" trains the parts alone, on the
+            teacher's answers: the students are not run, `Outs.students` is empty, nothing is evaluated.
+        lr: Constant learning rate of this stretch; None takes the recipe's with its schedule.
     """
 
     name: str
     epochs: int | None = None
     objective: str = "forward"
     update: bool = True
-    trains: str = "student"
+    trains: Literal["student", "method"] = "student"
+    lr: float | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the students change in it, so that there is something to evaluate."""
+        return self.update and self.trains == "student"
 
 
 @dataclass(frozen=True)
@@ -190,7 +203,7 @@ class Method(nn.Module):
 
     def phases(self) -> Sequence[Phase]:
         """The stretches of training, in order."""
-        return (Phase("distil"),)
+        return (Phase(MAIN_PHASE),)
 
     def views(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Make the rows that the networks see: [B] -> [B * needs.views], sample-major, on the device."""

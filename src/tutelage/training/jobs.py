@@ -161,7 +161,7 @@ def resolve_flags(
         raise UserError(f"there is no flag '{min(unknown)}' (known: {', '.join(FLAGS)})")
     if "model" in flags and "student" in flags:
         raise UserError("--model and --student both name the network to train; give one of them")
-    dotted = {FLAGS[name]: value for name, value in flags.items()}
+    dotted = {FLAGS[n]: str(value) if isinstance(value, Path) else value for n, value in flags.items()}
     if recipe is None:
         if "student.name" not in dotted and not any(text.startswith("student") for text in settings):
             what = "--model NAME" if task == "train" else "--student NAME"

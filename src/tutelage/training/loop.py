@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.data import ResidentData
 from tutelage.data.batch import Batch
@@ -108,11 +108,11 @@ class Trainer:
         if self.phase == len(self.phases):
             return
         phase = self.phases[self.phase]
-        self.module = Step(self.step_nets, self.method, phase.objective, self.amp)
+        with_students = phase.trains == "student"
+        self.module = Step(self.step_nets, self.method, phase.objective, self.amp, with_students)
         self.call: Callable[[Batch, Clock], StepResult] = self.module
         self.compiled = False
-        trained: nn.Module = self.module if phase.trains == "student" else self.method
-        self.optimiser = create_optimiser(trained, self.recipe.optimiser)
+        self.optimiser = create_optimiser(self.module, self.recipe.optimiser)
         self.trained_parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def _run_epoch(self) -> dict[str, Any]:
@@ -133,18 +133,19 @@ class Trainer:
             "epoch": self.epoch,
             "lr": rate,
             "train": self.meter.read(),
-            **self._evaluate(),
+            **(self._evaluate() if phase.evaluated else {"val": None, "test": None}),
             "seconds": round(time.perf_counter() - began, 3),
             "images_per_second": round(images / train_seconds, 1),
         }
         self._check_finite(record["train"]["loss"])
-        self._check_finite(record["test"]["loss"])
+        if phase.evaluated:
+            self._check_finite(record["test"]["loss"])
         self._finish_epoch(record)
         return record
 
     def _train_step(self, batch: Batch, phase: Phase) -> float:
         recipe = self.recipe
-        rate = learning_rate(
+        rate = phase.lr or learning_rate(
             recipe.schedule, recipe.optimiser.lr, self.epoch, self.step, self.steps_per_epoch
         )
         set_learning_rate(self.optimiser, rate)
@@ -184,7 +185,7 @@ class Trainer:
 
     def _train_mode(self, phase: Phase) -> None:
         for net in self.nets.students:
-            net.train(phase.trains == "student")
+            net.train()
         self.method.train()
 
     def _evaluate(self) -> dict[str, Any]:
@@ -204,11 +205,8 @@ class Trainer:
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         self.seconds += record["seconds"]
-        chosen = "val" if record["val"] else "test"
-        if not self.best or self._merit(record[chosen]) > self._merit(self.best[chosen]):
-            self.best = {"by": chosen, "epoch": record["epoch"], "test": record["test"], "val": record["val"]}
-            self._save_students("_best", record)
-        self._save_students("", record)
+        if self.phases[self.phase].evaluated:
+            self._keep_students(record)
         self.run.append(record)
         self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
         self.meter.reset()
@@ -218,6 +216,14 @@ class Trainer:
             self.phase, self.epoch = self.phase + 1, 0
             self._begin_phase()
         self.save()
+
+    def _keep_students(self, record: dict[str, Any]) -> None:
+        """Write the students, and once more where this epoch is the best so far."""
+        chosen = "val" if record["val"] else "test"
+        if not self.best or self._merit(record[chosen]) > self._merit(self.best[chosen]):
+            self.best = {"by": chosen, "epoch": record["epoch"], "test": record["test"], "val": record["val"]}
+            self._save_students("_best", record)
+        self._save_students("", record)
 
     # -- state --------------------------------------------------------------------------------------
 

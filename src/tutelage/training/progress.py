@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tutelage.methods import MAIN_PHASE
+
 
 class Reporter:
     """Shows progress on stderr, so that stdout stays for results. ``quiet`` shows nothing."""
@@ -48,8 +50,9 @@ class Reporter:
     def epoch(self, record: dict[str, Any], epochs: int, seconds_left: float) -> None:
         """Print the finished epoch as one line."""
         train = record["train"]
+        name = "epoch" if record["phase"] == MAIN_PHASE else f"{record['phase']}: epoch"
         parts = [
-            f"epoch {record['epoch'] + 1}/{epochs}",
+            f"{name} {record['epoch'] + 1}/{epochs}",
             f"loss {train['loss']:.4f}",
             f"train {train['top1']:.2f}%",
         ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
-from tutelage.methods import Clock, Method, Networks, Outs
+from tutelage.methods import Clock, Method, Networks, Outs, teacher_of
 from tutelage.models.network import Network, Outputs
 from tutelage.training.metrics import topk_correct
 
@@ -22,7 +22,8 @@ class StepResult(NamedTuple):
     Attributes:
         loss: Scalar, with graph.
         terms: Detached scalar terms by name, in the order the method gives them.
-        correct: int64 [2], top-1 and top-5 hits of the first student on the plain views.
+        correct: int64 [2], top-1 and top-5 hits on the plain views: of the first student, or of the teacher
+            where no student runs.
     """
 
     loss: Tensor
@@ -39,16 +40,22 @@ class Step(nn.Module):
     """
 
     def __init__(
-        self, nets: Networks, method: Method, objective: str = "forward", amp: torch.dtype | None = None
+        self,
+        nets: Networks,
+        method: Method,
+        objective: str = "forward",
+        amp: torch.dtype | None = None,
+        students: bool = True,
     ) -> None:
         """Args:
         nets: Students and teacher.
         method: Already set up.
         objective: Name of the method's function to call, see `Phase.objective`.
         amp: Autocast type for the networks, or None for float32. The loss is always float32.
+        students: False leaves the students out, see `Phase.trains`.
         """
         super().__init__()
-        self.students = nn.ModuleList(nets.students)
+        self.students = nn.ModuleList(nets.students if students else ())
         self.method = method
         self.objective = objective
         self.rows = method.needs.views
@@ -59,14 +66,14 @@ class Step(nn.Module):
 
     def forward(self, batch: Batch, clock: Clock) -> StepResult:
         """Run all passes on ``batch`` (after `Method.views`) and the objective."""
-        terms, student = self.terms(batch, clock)
+        terms, measured = self.terms(batch, clock)
         loss = torch.stack(list(terms.values())).sum()
         with torch.no_grad():
-            correct = topk_correct(student.logits[:: self.rows], batch.targets[:: self.rows])
+            correct = topk_correct(measured.logits[:: self.rows], batch.targets[:: self.rows])
         return StepResult(loss, {name: term.detach() for name, term in terms.items()}, correct)
 
     def terms(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], Outputs]:
-        """The objective's terms with their graphs, and the first student's outputs."""
+        """The objective's terms with their graphs, and the outputs that accuracy is measured on."""
         device = batch.images.device.type
         cast = nullcontext() if self.amp is None else torch.autocast(device, dtype=self.amp)
         teacher = prompted = None
@@ -79,7 +86,8 @@ class Step(nn.Module):
                     prompted = as_float(self._teacher[0](batch.images, inserts=inserts))
             students = tuple(as_float(student(batch.images)) for student in self.students)
         outs = Outs(students, teacher, prompted)
-        return getattr(self.method, self.objective)(batch, outs, clock), outs.student
+        measured = outs.student if students else teacher_of(outs)
+        return getattr(self.method, self.objective)(batch, outs, clock), measured
 
 
 def as_float(out: Outputs) -> Outputs:

@@ -1,0 +1,149 @@
+"""Methods of several stretches: a head trained first, a forward-only epoch, then the students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import tutelage
+from tutelage.methods import Method, Needs, Phase, teacher_of
+from tutelage.models.network import Ask, create_network
+from tutelage.models.weights import save_weights
+from tutelage.runs.record import RunFolder
+from tutelage.training.loop import Trainer
+
+SETTINGS = (
+    "data.few_ratio=0.07",
+    "data.batch_size=16",
+    "data.eval_batch_size=100",
+    "schedule.epochs=2",
+    "optimiser.lr=0.02",
+    "runtime.tensorboard=false",
+    "runtime.threads=1",
+)
+
+
+class Staged(Method):
+    """A teacher head that learns at a rate of its own, an epoch that only looks, and distillation."""
+
+    students_seen: tuple[int, ...] = ()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=Ask(pooled=True))
+
+    def setup(self, nets: Any, data: Any) -> None:
+        self.head = torch.nn.Linear(64, data.num_classes)
+        self.register_buffer("looked", torch.zeros(()))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase("head", epochs=1, objective="teach", trains="method", lr=0.5),
+            Phase("look", epochs=1, update=False),
+            Phase("distil"),
+        )
+
+    def teach(self, batch: Any, outs: Any, clock: Any) -> dict[str, torch.Tensor]:
+        self.students_seen += (len(outs.students),)
+        return {"head": F.cross_entropy(self.head(teacher_of(outs).pooled), batch.targets)}
+
+    def forward(self, batch: Any, outs: Any, clock: Any) -> dict[str, torch.Tensor]:
+        self.keep("looked", self.looked + 1)
+        return super().forward(batch, outs, clock)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_weights(path, create_network("resnet8_cifar", 10), {})
+    return path
+
+
+@pytest.fixture
+def staged(monkeypatch: pytest.MonkeyPatch) -> list[Staged]:
+    """The methods that runs of this test make."""
+    import tutelage.training.build as build
+
+    made: list[Staged] = []
+
+    def create(name: str, **settings: Any) -> Method:
+        made.append(Staged(Method.Config(ce_weight=settings["ce_weight"])))
+        return made[-1]
+
+    monkeypatch.setattr(build, "create_method", create)
+    return made
+
+
+def run(out: Path, teacher: Path, *more: str) -> dict[str, Any]:
+    return tutelage.distill(
+        student="resnet8_cifar",
+        teacher="resnet8_cifar",
+        teacher_weights=teacher,
+        data="shapes",
+        out=out,
+        settings=[*SETTINGS, *more],
+    )
+
+
+def test_each_stretch_does_what_it_says(tmp_path, teacher, staged, monkeypatch):
+    weights: dict[str, list[torch.Tensor]] = {}
+    original = Trainer._train_step
+
+    def watched(self: Trainer, batch: Any, phase: Phase) -> float:
+        rate = original(self, batch, phase)
+        student = torch.cat([p.detach().flatten() for p in self.nets.student.parameters()])
+        weights.setdefault(phase.name, []).append(student)
+        weights.setdefault(phase.name + " head", []).append(staged[-1].head.weight.detach().clone())
+        return rate
+
+    monkeypatch.setattr(Trainer, "_train_step", watched)
+    run(tmp_path / "run", teacher)
+    records = RunFolder(tmp_path / "run").metrics()
+    assert [(line["phase"], line["epoch"]) for line in records] == [
+        ("head", 0),
+        ("look", 0),
+        ("distil", 0),
+        ("distil", 1),
+    ]
+    assert [line["lr"] for line in records] == pytest.approx([0.5, 0.02, 0.02, 0.01])
+    assert [line["test"] is None for line in records] == [True, True, False, False]
+    assert set(staged[-1].students_seen) == {0}
+    assert torch.equal(weights["head"][0], weights["look"][-1])
+    assert not torch.equal(weights["look"][-1], weights["distil"][0])
+    assert not torch.equal(weights["head head"][0], weights["head head"][-1])
+    assert torch.equal(weights["head head"][-1], weights["look head"][-1])
+    assert staged[-1].looked == 3 * len(weights["look"])
+
+
+def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged, monkeypatch):
+    run(tmp_path / "whole", teacher)
+    original, steps = Trainer._after_step, [0]
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Trainer) -> None:
+        original(self)
+        steps[0] += 1
+        if steps[0] in (3, 9, 14):
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_after_step", dying)
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        run(out, teacher, "runtime.checkpoint_steps=1")
+    for _ in range(2):
+        with pytest.raises(Killed):
+            tutelage.resume(out)
+    tutelage.resume(out)
+    got, expected = (load_file(folder / "student.safetensors") for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    assert [line["train"] for line in RunFolder(out).metrics()] == [
+        line["train"] for line in RunFolder(tmp_path / "whole").metrics()
+    ]
