@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tutelage.errors import UserError
+from tutelage.methods import create_method, method_names
 from tutelage.runs import RunFolder
 from tutelage.runs.tables import Gain, Row
 from tutelage.training import demo as module
@@ -73,18 +74,29 @@ def test_both_students_are_trained_alike() -> None:
     assert Path("here/index.html").is_file() and not Path("runs").exists()
 
 
-@pytest.mark.parametrize("method", ["dkd", "fitnet", "rkd", "dpcd"])
-def test_methods_on_logits_stages_pooled_features_and_branches_can_be_shown(method: str) -> None:
+QUICK = ("fitnet", "hsakd", "hssakd", "dpcd_teacher")
+EVERY = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in method_names()
+    if name != "none"
+]
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_method_can_be_shown(method: str) -> None:
     result = demo("here", method=method, seeds=2, device="cpu")
-    assert result["rows"][1]["method"] == method
+    alone, shown = result["rows"]
+    assert (alone["method"], shown["method"]) == ("none", method)
     assert method in result["note"]
+    has_teacher = create_method(method).needs.teacher is not None
+    assert (result["teacher"] is not None) == (shown["teacher"] is not None) == has_teacher
+    assert ("no teacher is involved" in result["note"]) != has_teacher
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"method": "none"}, "has no teacher"),
-        ({"method": "hsakd"}, "teacher with trained branches"),
+        ({"method": "none"}, "'none' is what the demo compares with"),
         ({"method": "kdd"}, "no method 'kdd'; did you mean 'kd'"),
         ({"seeds": 1}, "2 or more"),
         ({"out": "taken"}, "taken is taken"),

@@ -119,6 +119,9 @@ def test_each_stretch_does_what_it_says(tmp_path, teacher, staged, monkeypatch):
     assert not torch.equal(weights["head head"][0], weights["head head"][-1])
     assert torch.equal(weights["head head"][-1], weights["look head"][-1])
     assert staged[-1].looked == 3 * len(weights["look"])
+    first = RunFolder(tmp_path / "run").facts()["first_step"]
+    assert list(first) == ["head", "look", "distil"]
+    assert first["head"]["loss"] == first["head"]["head"] != records[0]["train"]["loss"]
 
 
 def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged, monkeypatch):

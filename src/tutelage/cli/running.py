@@ -38,7 +38,7 @@ def demo(
 
     tutelage demo
 
-    tutelage demo --method dkd --seeds 5 --out runs/dkd-demo
+    tutelage demo --method hsakd --seeds 5 --out runs/hsakd-demo
     """
     from tutelage.training.demo import demo as job
     from tutelage.training.progress import Reporter

@@ -187,6 +187,8 @@ class Method(nn.Module):
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    teacher_method: ClassVar[str] = "none"
+    """The method that trains a teacher as this one needs it."""
 
     def __init__(self, config: BaseModel) -> None:
         super().__init__()

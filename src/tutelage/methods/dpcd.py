@@ -130,6 +130,7 @@ class DPCD(SupervisedBranches):
     """
 
     Config: ClassVar[type[Config]] = DPCDConfig
+    teacher_method = DPCDTeacher.name
 
     def __init__(self, config: DPCDConfig) -> None:
         super().__init__(config)

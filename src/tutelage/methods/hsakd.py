@@ -102,6 +102,7 @@ class HSAKD(RotatedMethod):
     """
 
     Config: ClassVar[type[Config]] = HSAKDConfig
+    teacher_method = HSAKDTeacher.name
 
     @property
     def needs(self) -> Needs:

@@ -1,4 +1,4 @@
-"""The demo: on real handwritten digits, what a student gains from a teacher when labels are few."""
+"""The demo: on real handwritten digits, what a student gains from a method when labels are few."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.methods import create_method
+from tutelage.methods import create_method, method_class
 from tutelage.runs import as_dicts, gain, summarise, write_page
 from tutelage.runs.tables import Gain, Row, spread
-from tutelage.training.jobs import RUNS_FOLDER, distill, train
+from tutelage.training.jobs import RUNS_FOLDER, distill, mutual, train
 from tutelage.training.progress import Reporter
 
 TEACHER, STUDENT = "demo/teacher", "demo/student"
@@ -30,11 +30,12 @@ def demo(
     """Train a teacher, then a small student alone and the same student distilled, over several seeds.
 
     The teacher learns from all training digits, the student from a few of each class. Alone or distilled,
-    a seed gives the student the same initial weights, images, order, augmentation and number of steps.
+    a seed gives the student the same initial weights, images, order, augmentation and number of steps. A
+    method without teacher (mutual learning, branches) is shown without one.
 
     Args:
         out: Folder for the runs and their page; None makes ``runs/demo``, numbered when taken.
-        method: A registered method whose teacher is a plain network, with its default settings.
+        method: A registered method other than "none", with its default settings.
         seeds: Students of each kind, at least 2.
         device: auto, cpu, cuda or cuda:N.
         reporter: Where progress is shown; None shows nothing.
@@ -42,40 +43,35 @@ def demo(
     Returns:
         ``rows`` (see `runs.tables.Row`: the student alone, then distilled), ``gain`` (difference of the mean
         test top-1 in percentage points) and ``gain_standard_error``, ``teacher`` (name, parameters, MACs,
-        test top-1, training seconds, training images), ``note`` (what this shows and what not), ``page``,
-        ``out`` and ``seconds``. Plain values that JSON can hold.
+        test top-1, training seconds, training images; None without one), ``note`` (what this shows and what
+        not), ``page``, ``out`` and ``seconds``. Plain values that JSON can hold.
 
     Raises:
-        UserError: The method is unknown, has no teacher or needs one with branches, there are fewer than 2
-            seeds, or the folder is taken.
+        UserError: The method is unknown or "none", there are fewer than 2 seeds, or the folder is taken.
         TutelageError: A run failed or was interrupted.
     """
     began = time.perf_counter()
     check(method, seeds)
     folder = new_folder(out)
     reporter = reporter or Reporter(quiet=True)
-    reporter.say("teacher: all training digits")
-    teacher = train(TEACHER, out=folder / "teacher", device=device, reporter=reporter)
-    weights = {
-        "teacher": teacher["student"]["name"],
-        "teacher_weights": str(folder / "teacher" / "student.safetensors"),
-    }
+    teacher, flags = train_teacher(method, folder / "teacher", device, reporter)
+    start = distill if teacher else (mutual if create_method(method).needs.students > 1 else train)
     runs: dict[str, list[str]] = {"none": [], method: []}
     for seed in range(seeds):
         same: dict[str, Any] = {"seed": seed, "device": device, "reporter": reporter}
         reporter.say(f"student alone, few labels, seed {seed}")
         runs["none"].append(train(STUDENT, out=folder / f"none-s{seed}", **same)["out"])
-        reporter.say(f"student with its teacher ({method}), the same images, seed {seed}")
-        distilled = distill(STUDENT, out=folder / f"{method}-s{seed}", method=method, **weights, **same)
-        runs[method].append(distilled["out"])
+        reporter.say(f"student with {method}, the same images, seed {seed}")
+        taught_run = start(STUDENT, out=folder / f"{method}-s{seed}", method=method, **flags, **same)
+        runs[method].append(taught_run["out"])
     alone, taught = summarise([*runs["none"], *runs[method]])
     difference = gain(taught, alone)
-    facts = teacher_facts(teacher)
-    note = explain(alone, taught, difference, facts, distilled["protocol"]["train_images"])
+    facts = teacher_facts(teacher) if teacher else None
+    note = explain(alone, taught, difference, facts, taught_run["protocol"]["train_images"])
     page = write_page(
         folder / "index.html",
         [*runs["none"], *runs[method]],
-        title=f"Demo: {taught.student} alone and distilled with {method}",
+        title=f"Demo: {taught.student} alone and with {method}",
         note=note,
     )
     return {
@@ -96,15 +92,29 @@ def check(method: str, seeds: int) -> None:
     Raises:
         UserError: See `demo`.
     """
-    needs = create_method(method).needs
-    if needs.teacher is None:
-        raise UserError(f"method '{method}' has no teacher, so the demo can't show what one brings; try kd")
-    if needs.teacher_branches:
-        raise UserError(
-            f"method '{method}' needs a teacher with trained branches, and the demo's is a plain one; try kd"
-        )
+    if method_class(method) is method_class("none"):
+        raise UserError("'none' is what the demo compares with; name another (tutelage list methods), say kd")
     if seeds < 2:
         raise UserError(f"the demo shows a spread, which {seeds} seed can't have; give 2 or more")
+
+
+def train_teacher(
+    method: str, out: Path, device: str, reporter: Reporter
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Train the teacher that ``method`` needs.
+
+    Returns:
+        The facts of its run and the flags that name it to a student's run; None and no flags for a method
+        without teacher.
+    """
+    if create_method(method).needs.teacher is None:
+        return None, {}
+    reporter.say("teacher: all training digits")
+    how = method_class(method).teacher_method
+    teacher = train(TEACHER, out=out, method=how, device=device, reporter=reporter)
+    with_branches = out / "student_aux.safetensors"
+    weights = with_branches if with_branches.exists() else out / "student.safetensors"
+    return teacher, {"teacher": teacher["student"]["name"], "teacher_weights": weights}
 
 
 def new_folder(out: str | Path | None) -> Path:
@@ -134,14 +144,14 @@ def teacher_facts(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def explain(alone: Row, taught: Row, difference: Gain, teacher: dict[str, Any], images: int) -> str:
+def explain(alone: Row, taught: Row, difference: Gain, teacher: dict[str, Any] | None, images: int) -> str:
     """What the numbers show, and what they don't, in words that fit them.
 
     Args:
         alone: The student without a teacher.
-        taught: The student distilled.
+        taught: The student with the method.
         difference: Between the two.
-        teacher: See `teacher_facts`.
+        teacher: See `teacher_facts`; None without one.
         images: Labelled images that the students see.
     """
     error = difference.standard_error or 0.0
@@ -150,14 +160,18 @@ def explain(alone: Row, taught: Row, difference: Gain, teacher: dict[str, Any], 
     else:
         kind = "gain" if difference.mean > 0 else "loss"
         finding = f"a {kind} that noise over the seeds doesn't explain"
+    source = "no teacher is involved, so what is gained comes from these images alone."
+    if teacher:
+        source = (
+            f"their teacher {teacher['name']} ({teacher['parameters']:,} parameters, "
+            f"{taught.teacher_top1:.2f}%) has learnt from all {teacher['train_images']} labelled images, so "
+            "what it adds includes labels that the student never sees."
+        )
     return (
         f"With {images} labelled images, {taught.student} ({taught.parameters:,} parameters) reaches "
-        f"{spread(alone.top1, alone.top1_std)}% alone and {spread(taught.top1, taught.top1_std)}% distilled "
-        f"with {taught.method} at its defaults (mean ± sample standard deviation of {len(taught.seeds)} "
+        f"{spread(alone.top1, alone.top1_std)}% alone and {spread(taught.top1, taught.top1_std)}% with "
+        f"{taught.method} at its defaults (mean ± sample standard deviation of {len(taught.seeds)} "
         f"seeds): {difference.mean:+.2f} points, standard error {error:.2f}, {finding}. Both students see "
-        f"the same images for the same steps; their teacher {teacher['name']} "
-        f"({teacher['parameters']:,} parameters, {taught.teacher_top1:.2f}%) has learnt from all "
-        f"{teacher['train_images']} labelled images, so what it adds includes labels that the student never "
-        "sees. It is one easy dataset, one choice of images and one teacher: other data, and more labels, "
-        "will gain something else."
+        f"the same images for the same epochs; {source} It is one easy dataset, one choice of images"
+        f"{' and one teacher' if teacher else ''}: other data, and more labels, will gain something else."
     )

@@ -172,7 +172,15 @@ class Trainer:
         self.method.commit(batch)
         self.meter.add(result, rows)
         self.step += 1
+        if (self.epoch, self.step) == (0, 1):
+            self._note_beginning(phase)
         return rate
+
+    def _note_beginning(self, phase: Phase) -> None:
+        """Record what the losses were before anything was learnt: an untrained network's are known."""
+        seen = self.meter.read()
+        first = {**self.run.facts().get("first_step", {}), phase.name: {"loss": seen["loss"], **seen["terms"]}}
+        self.run.update(first_step=first)
 
     def _compile(self, batch: Batch, clock: Clock) -> None:
         self.reporter.say("compiling the step and comparing its gradients with the eager ones ...")
