@@ -132,7 +132,7 @@ def tutelage_loop(
     )
     for net in (*nets.students, *([nets.teacher] if nets.teacher else [])):
         place(net, device, channels_last=True)
-    spec = DataSpec(CLASSES, (3, 32, 32), resident.train_labels, resident.take, resident.augment.count)
+    spec = DataSpec(CLASSES, (3, 32, 32), resident.train_labels, resident.take, resident.view_count)
     method.setup(nets, spec)
     method.to(device)
     amp = torch.bfloat16 if options.amp == "bf16" else None

@@ -43,7 +43,7 @@ def toy_step(method: Method, data: ResidentData, **names: Any) -> tuple[Step, Ne
     """``method``, set up for small networks, as a step in training mode."""
     nets = toy_networks(method, data, **names)
     side = data.info.image_size
-    spec = DataSpec(data.info.num_classes, (3, side, side), data.train_labels, data.take, data.augment.count)
+    spec = DataSpec(data.info.num_classes, (3, side, side), data.train_labels, data.take, data.view_count)
     method.setup(nets, spec)
     return Step(nets, method).train(), nets
 

@@ -31,7 +31,7 @@ def by_hand(image: Tensor, view: int, data: ResidentData) -> Tensor:
 def assert_same(one: list[Batch], other: list[Batch]) -> None:
     assert len(one) == len(other)
     for left, right in zip(one, other, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(left[:4], right[:4], strict=True))
 
 
 def test_batches_hold_the_named_views_of_the_named_rows(dataset: Dataset) -> None:
@@ -41,7 +41,7 @@ def test_batches_hold_the_named_views_of_the_named_rows(dataset: Dataset) -> Non
     batches = list(data.train_batches(epoch=0, seed=0, batch_size=3))
     assert [len(batch.images) for batch in batches] == [3, 3, 1]
     for batch in batches:
-        for image, target, index, view in zip(*batch, strict=True):
+        for image, target, index, view in zip(*batch[:4], strict=True):
             original = dataset.train_images[rows[index]]
             assert torch.equal(image, by_hand(original, int(view), data))
             assert target == dataset.train_labels[rows[index]]

@@ -1,6 +1,6 @@
 """Datasets by name, held on the device, handed out in batches."""
 
-from tutelage.data import cifar, digits, shapes  # noqa: F401  (importing them registers their datasets)
+from tutelage.data import cifar, digits, folders, shapes  # noqa: F401  (importing them registers their datasets)
 from tutelage.data.augment import CropFlip, normalise
 from tutelage.data.batch import Batch
 from tutelage.data.catalog import (
@@ -17,8 +17,11 @@ from tutelage.data.catalog import (
     load_dataset,
     register_dataset,
 )
-from tutelage.data.resident import EpochOrder, ResidentData
+from tutelage.data.epochs import EpochOrder, ImageData
+from tutelage.data.folders import ImageFolders
+from tutelage.data.resident import ResidentData
 from tutelage.data.shapes import make_shapes
+from tutelage.data.stream import StreamData
 from tutelage.data.subsets import few_shot_indices, few_shot_split, validation_split
 from tutelage.data.views import collapse_joint, joint_labels, rotate_batch
 
@@ -33,8 +36,11 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "EpochOrder",
+    "ImageData",
+    "ImageFolders",
     "Normalisation",
     "ResidentData",
+    "StreamData",
     "collapse_joint",
     "dataset_info",
     "dataset_names",

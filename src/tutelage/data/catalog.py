@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -126,11 +126,13 @@ class Dataset:
                 )
 
 
-Loader = Callable[[DatasetInfo, Path | None, bool], Dataset]
+L = TypeVar("L", bound="Loader")
+Loader = Callable[[DatasetInfo, Path | None, bool], Any]
+"""Gives a `Dataset`, or `folders.ImageFolders` where the images stay in their files."""
 _REGISTRY: dict[str, tuple[DatasetInfo, Loader]] = {}
 
 
-def register_dataset(info: DatasetInfo) -> Callable[[Loader], Loader]:
+def register_dataset(info: DatasetInfo) -> Callable[[L], L]:
     """Make a dataset known by its name.
 
     The decorated function is called with the info, the user's folder (or None) and whether it may download.
@@ -142,7 +144,7 @@ def register_dataset(info: DatasetInfo) -> Callable[[Loader], Loader]:
         ValueError: The name is taken.
     """
 
-    def register(loader: Loader) -> Loader:
+    def register(loader: L) -> L:
         if info.name in _REGISTRY:
             raise ValueError(f"a dataset named {info.name!r} exists already")
         _REGISTRY[info.name] = (info, loader)
@@ -165,13 +167,16 @@ def dataset_info(name: str) -> DatasetInfo:
     return _entry(name)[0]
 
 
-def load_dataset(name: str, folder: Path | None = None, download: bool = False) -> Dataset:
-    """Load a dataset into memory.
+def load_dataset(name: str, folder: Path | None = None, download: bool = False) -> Any:
+    """Load a dataset into memory, or list its files where it is one of image files.
 
     Args:
         name: One of `dataset_names()`.
         folder: Where its files are; not needed for datasets that are made or embedded.
         download: Fetch the files into `folder` when they are missing or damaged there.
+
+    Returns:
+        A `Dataset` or `folders.ImageFolders`.
 
     Raises:
         UserError: The name is unknown, or the files are missing, damaged or not what they claim to be.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from tutelage.data.augment import CropFlip, normalise
 from tutelage.data.batch import Batch
 from tutelage.data.catalog import Dataset, Triple
+from tutelage.data.epochs import ImageData, check_batch_size, check_indices
 from tutelage.errors import UserError
 
 
@@ -28,23 +27,8 @@ class Split(NamedTuple):
     labels: Tensor
 
 
-class EpochOrder(NamedTuple):
-    """What an epoch shows, position by position.
-
-    Attributes:
-        rows: `[n]` int64, a permutation of the rows of the training subset.
-        views: `[n]` int64, the view of the image at the same position.
-    """
-
-    rows: Tensor
-    views: Tensor
-
-
-class ResidentData:
+class ResidentData(ImageData):
     """Images as uint8 on the device, cropped, flipped and normalised there a batch at a time.
-
-    Every random choice of an epoch follows from (seed, epoch) alone, drawn on the CPU so that it is the same
-    for every device: a run is resumed at any step by asking for that step, with no generator state to keep.
 
     Attributes:
         info: Of the dataset.
@@ -95,7 +79,9 @@ class ResidentData:
                 f"the augmentation cuts images of {self.augment.size} pixels, "
                 f"but those of {dataset.info.name} have {dataset.info.image_size}"
             )
-        _check_indices(len(dataset.train_labels), train_indices, val_indices)
+        self.view_count = self.augment.count
+        self.unreadable = set()
+        check_indices(len(dataset.train_labels), train_indices, val_indices)
         self.splits = {"train": self._resident(dataset.train_images, dataset.train_labels, train_indices)}
         if val_indices is not None and len(val_indices):
             self.splits["val"] = self._resident(dataset.train_images, dataset.train_labels, val_indices)
@@ -104,92 +90,38 @@ class ResidentData:
         self._dtype = dtype
 
     @property
-    def train_size(self) -> int:
-        """Number of images in the training subset."""
-        return len(self.splits["train"].labels)
-
-    def size(self, split: str) -> int:
-        """Number of images in a split; 0 where it does not exist."""
-        return len(self.splits[split].labels) if split in self.splits else 0
-
-    @property
     def train_labels(self) -> Tensor:
-        """`[n]` int64 labels of the training subset, on the device."""
+        """See `ImageData`."""
         return self.splits["train"].labels
 
-    def steps_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
-        """Number of batches in an epoch; the last may be smaller unless it is dropped.
+    def size(self, split: str) -> int:
+        """See `ImageData`."""
+        return len(self.splits[split].labels) if split in self.splits else 0
 
-        Raises:
-            UserError: The batch size is below 1, or leaves no batch at all.
-        """
-        if batch_size < 1:
-            raise UserError(f"the batch size must be at least 1, not {batch_size}")
-        if not drop_last:
-            return math.ceil(self.train_size / batch_size)
-        if batch_size > self.train_size:
-            raise UserError(
-                f"a batch size of {batch_size} leaves no whole batch of {self.train_size} training images; "
-                "choose a smaller one or keep the last, partial batch"
-            )
-        return self.train_size // batch_size
-
-    def epoch_order(self, epoch: int, seed: int) -> EpochOrder:
-        """The order and the views of one epoch, fixed by (seed, epoch), on the device."""
-        generator = torch.Generator().manual_seed(_epoch_seed(epoch, seed))
-        rows = torch.randperm(self.train_size, generator=generator)
-        views = self.augment.sample(self.train_size, generator)
-        return EpochOrder(rows.to(self.device), views.to(self.device))
+    def sample_views(self, count: int, generator: torch.Generator) -> Tensor:
+        """See `ImageData`."""
+        return self.augment.sample(count, generator)
 
     def train_batches(
         self, epoch: int, seed: int, batch_size: int, start_step: int = 0, drop_last: bool = False
     ) -> Iterator[Batch]:
-        """Augmented batches of one epoch, from a given step on.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            seed: Of the run.
-            batch_size: Images a batch.
-            start_step: First step to yield; the batches are those of the whole epoch.
-            drop_last: Leave out the last batch where it is smaller.
-
-        Raises:
-            UserError: As `steps_per_epoch`.
-        """
+        """See `ImageData`."""
         steps = self.steps_per_epoch(batch_size, drop_last)
-        order = self.epoch_order(epoch, seed)
+        rows, views = (part.to(self.device) for part in self.epoch_order(epoch, seed))
         for step in range(start_step, steps):
             positions = slice(step * batch_size, (step + 1) * batch_size)
-            yield self.take(order.rows[positions], order.views[positions])
+            yield self.take(rows[positions], views[positions])
 
     def take(self, index: Tensor, view: Tensor) -> Batch:
-        """The given views of the given training images.
-
-        Args:
-            index: `[B]` int64 rows of the training subset, on the device.
-            view: `[B]` int64 view ids of `augment`, on the device.
-        """
+        """See `ImageData`."""
         images, labels = self.splits["train"]
         cut = self.augment.apply(images, index, view)
         return Batch(self._finished(cut), labels.index_select(0, index), index, view)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """Batches of a whole split in order, as the images are; the last may be smaller.
-
-        Args:
-            split: "train" (the training subset, not augmented), "val" or "test".
-            batch_size: Images a batch.
-
-        Raises:
-            UserError: There is no such split, or the batch size is below 1.
-        """
-        if split not in self.splits:
-            raise UserError(
-                f"there is no {split!r} split, only {', '.join(self.splits)}; "
-                "hold out validation images with --val-fraction"
-            )
-        if batch_size < 1:
-            raise UserError(f"the batch size must be at least 1, not {batch_size}")
+        """See `ImageData`."""
+        self.check_split(split)
+        check_batch_size(batch_size)
         images, labels = self.splits[split]
         everything = torch.arange(len(labels), device=self.device)
         for chunk, targets, index in zip(
@@ -209,32 +141,3 @@ class ResidentData:
         return Split(
             images.to(self.device).contiguous(memory_format=torch.channels_last), labels.to(self.device)
         )
-
-
-def _epoch_seed(epoch: int, seed: int) -> int:
-    """A well-mixed seed for each (seed, epoch), so that neighbouring runs and epochs share nothing."""
-    digest = hashlib.sha256(f"tutelage epoch order {seed} {epoch}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _check_indices(total: int, train: Tensor | None, val: Tensor | None) -> None:
-    """Refuse rows outside 0..total-1, repeated rows, and rows that are both trained and validated on."""
-    for name, rows in (("training", train), ("validation", val)):
-        if rows is None or not len(rows):
-            continue
-        if int(rows.min()) < 0 or int(rows.max()) >= total:
-            raise UserError(
-                f"the {name} rows must lie in 0..{total - 1}, got {int(rows.min())}..{int(rows.max())}"
-            )
-        if len(rows.unique()) != len(rows):
-            raise UserError(f"the {name} rows name some images twice")
-    if train is not None and not len(train):
-        raise UserError(
-            "the training subset is empty; choose a larger few-shot ratio or a smaller validation fraction"
-        )
-    if val is not None and len(val):
-        trained = torch.arange(total) if train is None else train.cpu()
-        if torch.isin(val.cpu(), trained).any():
-            raise UserError(
-                "some validation images are also trained on; leave their rows out of the training rows"
-            )

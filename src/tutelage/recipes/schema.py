@@ -34,6 +34,9 @@ class DataRecipe(Section):
     val_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of the training images held out, stratified, for validation."
     )
+    image_size: int | None = Field(
+        None, ge=8, description="Side of the images in pixels, for datasets of image files; None: customary."
+    )
     augment: bool = Field(True, description="Random crop and flip (as the dataset allows) while training.")
     mean: tuple[float, float, float] | None = Field(
         None, description="Normalisation mean; None takes it from the weights' sidecar or the dataset."
@@ -102,6 +105,9 @@ class RuntimeRecipe(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     amp: Literal["auto", "off", "bf16"] = Field(
         "auto", description="bfloat16 autocast; auto is on for CUDA devices that support it."
+    )
+    workers: int | None = Field(
+        None, ge=0, description="Processes that decode image files; None: one per processor, at most 16."
     )
     channels_last: bool = Field(True, description="Channels-last memory layout.")
     compile: Literal["auto", "off", "on"] = Field(

@@ -12,8 +12,10 @@ from torch import nn
 
 from tutelage.data import (
     CropFlip,
-    Dataset,
+    ImageData,
+    ImageFolders,
     ResidentData,
+    StreamData,
     dataset_info,
     few_shot_indices,
     load_dataset,
@@ -29,6 +31,8 @@ from tutelage.recipes import ModelRecipe, Recipe
 from tutelage.training.optimisers import create_optimiser
 
 DATA_FOLDER = Path("data")
+MOST_WORKERS = 16
+"""More decoding processes than this are asked for by name."""
 RGB = tuple[float, float, float]
 
 
@@ -45,7 +49,7 @@ class Parts:
         protocol: What must be equal for two results to stand in one table.
     """
 
-    data: ResidentData
+    data: ImageData
     nets: Networks
     method: Method
     normalisation: tuple[RGB, RGB]
@@ -80,7 +84,7 @@ def assemble(recipe: Recipe) -> Parts:
     for net in (*students, *([teacher] if teacher else [])):
         place(net, device, recipe.runtime.channels_last)
     spec = DataSpec(
-        info.num_classes, (3, *image_size(data)), data.train_labels, data.take, data.augment.count
+        info.num_classes, (3, *image_size(data)), data.train_labels, data.take, data.view_count
     )
     method.setup(nets, spec)
     method.to(device)
@@ -138,29 +142,38 @@ def student_recipes(recipe: Recipe, method: Method) -> tuple[ModelRecipe, ...]:
     return given + (recipe.student,) * (needs.students - len(given))
 
 
-def load_data(recipe: Recipe, device: torch.device) -> ResidentData:
+def load_data(recipe: Recipe, device: torch.device) -> ImageData:
     """The recipe's dataset with its split, augmentation and normalisation, on ``device``."""
     wanted = recipe.data
-    info = dataset_info(wanted.name)
     folder = Path(wanted.dir) if wanted.dir is not None else DATA_FOLDER
     dataset = load_dataset(wanted.name, folder, download=wanted.download)
-    train, val = split(dataset, wanted.few_ratio, wanted.val_fraction)
     mean, std = normalisation(recipe)
+    train, val = split(dataset.train_labels, wanted.few_ratio, wanted.val_fraction)
+    common: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "train_indices": train,
+        "val_indices": val,
+        "channels_last": recipe.runtime.channels_last,
+    }
+    if isinstance(dataset, ImageFolders):
+        workers = recipe.runtime.workers
+        workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
+        return StreamData(
+            dataset, device, wanted.image_size, augment=wanted.augment, workers=workers, **common
+        )
+    info = dataset.info
+    if wanted.image_size not in (None, info.image_size):
+        raise UserError(
+            f"the images of '{info.name}' have {info.image_size} pixels; drop data.image_size, which is for "
+            "datasets of image files"
+        )
     augment = info.augment if wanted.augment else CropFlip(info.image_size, 0, False)
-    return ResidentData(
-        dataset,
-        device,
-        mean=mean,
-        std=std,
-        augment=augment,
-        train_indices=train,
-        val_indices=val,
-        channels_last=recipe.runtime.channels_last,
-    )
+    return ResidentData(dataset, device, augment=augment, **common)
 
 
 def split(
-    dataset: Dataset, few_ratio: float, val_fraction: float
+    labels: torch.Tensor, few_ratio: float, val_fraction: float
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Rows of the training images used for training and for validation.
 
@@ -169,7 +182,6 @@ def split(
     Returns:
         Two int64 index tensors; None for "all" and for "none".
     """
-    labels = dataset.train_labels
     train: torch.Tensor | None = None
     val: torch.Tensor | None = None
     if val_fraction > 0:
@@ -212,13 +224,13 @@ def sidecar_of(part: ModelRecipe | None) -> dict[str, Any]:
     return read_sidecar(Path(part.weights)) if part is not None and part.weights is not None else {}
 
 
-def image_size(data: ResidentData) -> tuple[int, int]:
+def image_size(data: ImageData) -> tuple[int, int]:
     """(H, W) of the images the networks get."""
     return data.info.image_size, data.info.image_size
 
 
 def build_network(
-    part: ModelRecipe, data: ResidentData, given: tuple[RGB, RGB], ask: Ask, role: Role, name: str
+    part: ModelRecipe, data: ImageData, given: tuple[RGB, RGB], ask: Ask, role: Role, name: str
 ) -> Network:
     """Create one network, load its weights, check that it takes the images, and adapt its normalisation.
 
@@ -310,7 +322,7 @@ def set_up_torch(recipe: Recipe) -> None:
     torch.backends.cudnn.benchmark = not recipe.runtime.deterministic
 
 
-def protocol(recipe: Recipe, data: ResidentData) -> dict[str, Any]:
+def protocol(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """What must be equal for two accuracies to be comparable."""
     return {
         "dataset": recipe.data.name,

@@ -13,7 +13,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from tutelage.data import ResidentData
+from tutelage.data import ImageData
 from tutelage.data.batch import Batch
 from tutelage.errors import TutelageError, UserError
 from tutelage.methods import Clock, Method, Networks, Phase
@@ -44,7 +44,7 @@ class Trainer:
         recipe: Recipe,
         nets: Networks,
         method: Method,
-        data: ResidentData,
+        data: ImageData,
         run: RunFolder,
         reporter: Reporter,
         sidecar: dict[str, Any],
@@ -53,7 +53,7 @@ class Trainer:
         recipe: Resolved recipe.
         nets: Networks on their device.
         method: Set up and on the device.
-        data: Images on the device.
+        data: Hands out the images.
         run: Folder that receives the record.
         reporter: Where progress is shown.
         sidecar: Facts written beside the student's weights.
@@ -179,8 +179,8 @@ class Trainer:
     def _note_beginning(self, phase: Phase) -> None:
         """Record what the losses were before anything was learnt: an untrained network's are known."""
         seen = self.meter.read()
-        first = {**self.run.facts().get("first_step", {}), phase.name: {"loss": seen["loss"], **seen["terms"]}}
-        self.run.update(first_step=first)
+        before = self.run.facts().get("first_step", {})
+        self.run.update(first_step={**before, phase.name: {"loss": seen["loss"], **seen["terms"]}})
 
     def _compile(self, batch: Batch, clock: Clock) -> None:
         self.reporter.say("compiling the step and comparing its gradients with the eager ones ...")
@@ -215,6 +215,7 @@ class Trainer:
         self.seconds += record["seconds"]
         if self.phases[self.phase].evaluated:
             self._keep_students(record)
+        self._report_unreadable()
         self.run.append(record)
         self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
         self.meter.reset()
@@ -224,6 +225,14 @@ class Trainer:
             self.phase, self.epoch = self.phase + 1, 0
             self._begin_phase()
         self.save()
+
+    def _report_unreadable(self) -> None:
+        """Name image files that couldn't be read, in the record and once to the user."""
+        bad = sorted(self.data.unreadable)
+        new = set(bad) - set(self.run.facts().get("unreadable", ()))
+        if new:
+            self.reporter.warn(f"{len(new)} image files can't be read and were left out, first {min(new)}")
+            self.run.update(unreadable=bad)
 
     def _keep_students(self, record: dict[str, Any]) -> None:
         """Write the students, and once more where this epoch is the best so far."""

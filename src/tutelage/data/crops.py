@@ -1,0 +1,63 @@
+"""Random resized crops as views: what an image becomes follows from the image and a number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+VIEWS = 2**31
+"""Number of views; 0 is the plain one, the centre of the image."""
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip(0.5)``, drawn from the view's number.
+
+    View 0 is what images are evaluated as: the shorter side resized to 256/224 of the size, the centre cut
+    out. As each view has a generator of its own, any process or thread gives the same pixels.
+
+    Attributes:
+        size: Side of the result, in pixels.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest width over height.
+        flip: Whether half of the views are mirrored.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __call__(self, image: Image.Image, view: int) -> Tensor:
+        """Cut ``view`` out of ``image``: `[3, size, size]` uint8."""
+        if view == 0:
+            resized = TF.resize(image, round(self.size * 256 / 224))
+            return TF.pil_to_tensor(TF.center_crop(resized, [self.size, self.size]))
+        generator = torch.Generator().manual_seed(view)
+        top, left, height, width = self._window(image.height, image.width, generator)
+        cut = TF.resized_crop(image, top, left, height, width, [self.size, self.size])
+        if self.flip and torch.rand((), generator=generator) < 0.5:
+            cut = TF.hflip(cut)
+        return TF.pil_to_tensor(cut)
+
+    def _window(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width: ten tries at a random window, else the largest central one allowed."""
+        low, high = (math.log(end) for end in self.ratio)
+        for _ in range(10):
+            share, shape = torch.rand(2, generator=generator).tolist()
+            area = height * width * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + shape * (high - low))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(torch.randint(height - h + 1, (), generator=generator))
+                left = int(torch.randint(width - w + 1, (), generator=generator))
+                return top, left, h, w
+        shape = min(max(width / height, self.ratio[0]), self.ratio[1])
+        w = min(width, round(height * shape))
+        h = min(height, round(w / shape))
+        return (height - h) // 2, (width - w) // 2, h, w

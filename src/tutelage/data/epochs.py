@@ -1,0 +1,177 @@
+"""What every source of training images has: sizes, and an order that follows from seed and epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutelage.data.batch import Batch
+from tutelage.data.catalog import DatasetInfo
+from tutelage.errors import UserError
+
+
+class EpochOrder(NamedTuple):
+    """What an epoch shows, position by position.
+
+    Attributes:
+        rows: `[n]` int64, a permutation of the rows of the training subset.
+        views: `[n]` int64, the view of the image at the same position.
+    """
+
+    rows: Tensor
+    views: Tensor
+
+
+class ImageData(ABC):
+    """Training, validation and test images, handed out in normalised batches on a device.
+
+    Every random choice of an epoch follows from (seed, epoch) alone, drawn on the CPU so that it is the same
+    for every device: a run is resumed at any step by asking for that step, with no generator state to keep.
+
+    Attributes:
+        info: Of the dataset; its image size is that of the batches.
+        device: Where the batches lie.
+        view_count: How many distinct views a training image has.
+        unreadable: Files that couldn't be read so far; always empty where the images are in memory.
+    """
+
+    info: DatasetInfo
+    device: torch.device
+    view_count: int
+    unreadable: set[str]
+
+    @property
+    @abstractmethod
+    def train_labels(self) -> Tensor:
+        """`[n]` int64 labels of the training subset, on the device."""
+
+    @abstractmethod
+    def size(self, split: str) -> int:
+        """Number of images in a split; 0 where it does not exist."""
+
+    @abstractmethod
+    def sample_views(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw view ids, `[count]` int64 on the CPU."""
+
+    @abstractmethod
+    def train_batches(
+        self, epoch: int, seed: int, batch_size: int, start_step: int = 0, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """Augmented batches of one epoch, from a given step on.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            seed: Of the run.
+            batch_size: Images a batch.
+            start_step: First step to yield; the batches are those of the whole epoch.
+            drop_last: Leave out the last batch where it is smaller.
+
+        Raises:
+            UserError: As `steps_per_epoch`.
+        """
+
+    @abstractmethod
+    def take(self, index: Tensor, view: Tensor) -> Batch:
+        """The given views of the given training images.
+
+        Args:
+            index: `[B]` int64 rows of the training subset, on the device.
+            view: `[B]` int64 view ids, on the device.
+        """
+
+    @abstractmethod
+    def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Batches of a whole split in order, not augmented; the last may be smaller.
+
+        Args:
+            split: "train" (the training subset), "val" or "test".
+            batch_size: Images a batch.
+
+        Raises:
+            UserError: There is no such split, or the batch size is below 1.
+        """
+
+    @property
+    def train_size(self) -> int:
+        """Number of images in the training subset."""
+        return self.size("train")
+
+    def steps_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
+        """Number of batches in an epoch; the last may be smaller unless it is dropped.
+
+        Raises:
+            UserError: The batch size is below 1, or leaves no batch at all.
+        """
+        check_batch_size(batch_size)
+        if not drop_last:
+            return math.ceil(self.train_size / batch_size)
+        if batch_size > self.train_size:
+            raise UserError(
+                f"a batch size of {batch_size} leaves no whole batch of {self.train_size} training images; "
+                "choose a smaller one or keep the last, partial batch"
+            )
+        return self.train_size // batch_size
+
+    def epoch_order(self, epoch: int, seed: int) -> EpochOrder:
+        """The order and the views of one epoch, fixed by (seed, epoch), on the CPU."""
+        generator = torch.Generator().manual_seed(_epoch_seed(epoch, seed))
+        rows = torch.randperm(self.train_size, generator=generator)
+        return EpochOrder(rows, self.sample_views(self.train_size, generator))
+
+    def check_split(self, split: str) -> None:
+        """Refuse a split that isn't there.
+
+        Raises:
+            UserError: It isn't.
+        """
+        if not self.size(split):
+            there = [name for name in ("train", "val", "test") if self.size(name)]
+            raise UserError(
+                f"there is no {split!r} split, only {', '.join(there)}; "
+                "hold out validation images with --val-fraction"
+            )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse an empty batch.
+
+    Raises:
+        UserError: It is one.
+    """
+    if batch_size < 1:
+        raise UserError(f"the batch size must be at least 1, not {batch_size}")
+
+
+def _epoch_seed(epoch: int, seed: int) -> int:
+    """A well-mixed seed for each (seed, epoch), so that neighbouring runs and epochs share nothing."""
+    digest = hashlib.sha256(f"tutelage epoch order {seed} {epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def check_indices(total: int, train: Tensor | None, val: Tensor | None) -> None:
+    """Refuse rows outside 0..total-1, repeated rows, and rows that are both trained and validated on."""
+    for name, rows in (("training", train), ("validation", val)):
+        if rows is None or not len(rows):
+            continue
+        if int(rows.min()) < 0 or int(rows.max()) >= total:
+            raise UserError(
+                f"the {name} rows must lie in 0..{total - 1}, got {int(rows.min())}..{int(rows.max())}"
+            )
+        if len(rows.unique()) != len(rows):
+            raise UserError(f"the {name} rows name some images twice")
+    if train is not None and not len(train):
+        raise UserError(
+            "the training subset is empty; choose a larger few-shot ratio or a smaller validation fraction"
+        )
+    if val is not None and len(val):
+        trained = torch.arange(total) if train is None else train.cpu()
+        if torch.isin(val.cpu(), trained).any():
+            raise UserError(
+                "some validation images are also trained on; leave their rows out of the training rows"
+            )
