@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toys import toy_clock
+from toys import toy_batch, toy_clock, toy_data, toy_step
 from tutelage.data import Batch, rotate_batch
 from tutelage.errors import UserError
 from tutelage.methods import Networks
@@ -236,3 +236,26 @@ def test_steps_compile_whole() -> None:
 def test_branches_are_counted_from_one(chosen: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="counted from 1"):
         HSAKDConfig(branches=chosen)
+
+
+def test_the_joint_loss_is_the_mean_over_the_rotations() -> None:
+    method, batch, answer = HSAKDTeacher(HSAKDTeacherConfig()), rotated([1, 4, 0]), random_answer(3, 1)
+    joint = terms_of(method, batch, answer)["joint"]
+    labels = torch.tensor([1, 4, 0])
+    per_rotation = [
+        torch.nn.functional.cross_entropy(answer.branches[0][turns::4], 4 * labels + turns)
+        for turns in range(4)
+    ]
+    torch.testing.assert_close(joint, torch.stack(per_rotation).mean())
+
+
+def test_the_teacher_stays_in_evaluation_mode_and_out_of_the_graph() -> None:
+    method, data = HSAKD(HSAKDConfig()), toy_data()
+    step, nets = toy_step(method, data)
+    teacher = nets.teacher
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    step.train()
+    step(toy_batch(data, method=method), toy_clock()).loss.backward()
+    assert not any(module.training for module in teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
