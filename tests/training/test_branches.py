@@ -57,6 +57,18 @@ def test_branches_are_measured_and_can_choose_the_best_epoch(teacher):
     assert "joint" in best["note"]
 
 
+def test_evaluating_a_file_with_branches_measures_these_too(teacher):
+    last = RunFolder(teacher).metrics()[-1]["test"]
+    weights = teacher / "student_aux.safetensors"
+    found = tutelage.evaluate("resnet8_cifar", weights=weights, data="shapes", batch_size=100)
+    assert found["branches"] == last["branches"]
+    assert found["top1"] == last["top1"]
+    upright = tutelage.evaluate(
+        "resnet8_cifar", weights=weights, data="shapes", settings=["data.branch_evaluation=false"]
+    )
+    assert "branches" not in upright and upright["top1"] == last["top1"]
+
+
 @pytest.mark.parametrize("method", ["hsakd", "dpcd"])
 def test_students_learn_from_it_and_resume_exactly(teacher, tmp_path, monkeypatch, method):
     flags = {

@@ -53,6 +53,7 @@ def evaluation(console: Console, result: Result) -> None:
             ("model", f"{result['model']} on {result['data']}, {number(result['images'])} test images"),
             ("top-1", percent(result["top1"])),
             ("top-5", percent(result["top5"])),
+            ("branches", result.get("branches") and _branches(result["branches"])),
             ("loss", f"{result['loss']:.4f}"),
             ("expected top-1", percent(result["expected_top1"])),
             ("normalisation", _normalisation(result)),

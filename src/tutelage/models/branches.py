@@ -162,6 +162,16 @@ def build_branches(model: nn.Module, outputs: int, numbers: Sequence[int] = ()) 
     return branches.to(weight.device, weight.dtype).train(model.training)
 
 
+def branch_width(state: Mapping[str, Tensor]) -> int:
+    """How many numbers each branch of a file answers with; 0 where it holds no branches.
+
+    Args:
+        state: As `reading.ImportedWeights.branches` has it.
+    """
+    heads = [value for key, value in state.items() if key.startswith(HEAD) and key.endswith(".weight")]
+    return len(heads[0]) if heads else 0
+
+
 def load_branches(branches: Branches, state: Mapping[str, Tensor], source: str) -> None:
     """Load branches from a file that holds these or more of the same network; all fit or nothing is changed.
 

@@ -17,7 +17,9 @@ import torch
 
 import tutelage
 from tutelage.errors import TutelageError, UserError
+from tutelage.models.branches import branch_width
 from tutelage.models.network import Ask
+from tutelage.models.weights import read_state_dict
 from tutelage.recipes import Recipe, dump, resolve
 from tutelage.runs.page import write_page
 from tutelage.runs.record import RunFolder
@@ -324,6 +326,8 @@ def evaluate(
     """Loss, top-1 and top-5 (percent) of ``model`` on the dataset's test images, in float32.
 
     Images get the normalisation noted beside the weights, else the dataset's (or ``data.mean``/``data.std``).
+    Weights with branches (``student_aux.safetensors``, HSAKD's and DPCD's files) have these measured too,
+    HSAKD's over all rotations; ``data.branch_evaluation=false`` leaves them out.
 
     Args:
         model: Name of the network.
@@ -337,8 +341,8 @@ def evaluate(
         reporter: Where a warning is shown; None shows nothing.
 
     Returns:
-        The measurements, ``expected_top1`` (noted beside the weights, or None), ``warning`` (a sentence when
-        the two differ, or None), the normalisation and the device.
+        The measurements (see `training.evaluate.evaluate`), ``expected_top1`` (noted beside the weights, or
+        None), ``warning`` (a sentence when the two differ, or None), the normalisation and the device.
 
     Raises:
         UserError: Unknown names, unreadable data or weights, other class count.
@@ -360,9 +364,11 @@ def evaluate(
     set_up_torch(recipe)
     loaded = load_data(recipe, chosen)
     given = normalisation(recipe)
-    network = build_network(recipe.student, loaded, given, Ask(), "frozen", "model")
+    ask = branches_of(recipe)
+    network = build_network(recipe.student, loaded, given, ask, "frozen", "model")
     place(network, chosen, recipe.runtime.channels_last)
-    result = evaluate_network(network, loaded.eval_batches("test", recipe.data.eval_batch_size))
+    batches = loaded.eval_batches("test", recipe.data.eval_batch_size)
+    result = evaluate_network(network, batches, ask.branches // loaded.info.num_classes)
     expected = sidecar_of(recipe.student).get("top1")
     warning = accuracy_warning("model", result["top1"], expected)
     if warning and reporter is not None:
@@ -370,10 +376,18 @@ def evaluate(
     return {
         "model": name,
         "data": recipe.data.name,
-        **{key: round(value, 4) for key, value in result.items()},
+        **{key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()},
         "expected_top1": expected,
         "warning": warning,
         "mean": list(given[0]),
         "std": list(given[1]),
         "device": str(chosen),
     }
+
+
+def branches_of(recipe: Recipe) -> Ask:
+    """What to ask of a network so that the branches in its weights answer."""
+    if recipe.student.weights is None or not recipe.data.branch_evaluation:
+        return Ask()
+    found = read_state_dict(Path(recipe.student.weights), prefix=recipe.student.prefix)
+    return Ask(branches=branch_width(found.branches))
