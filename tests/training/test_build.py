@@ -65,6 +65,15 @@ def test_the_validation_part_is_the_same_for_every_few_shot_ratio():
     assert few.train_labels.bincount().tolist() == [20] * 10
 
 
+def test_autoaugment_is_asked_for_by_name():
+    plain, policy = (
+        assemble(recipe(method={"name": "none"}, data={"name": "shapes", "augment": choice})).data
+        for choice in (True, "autoaugment")
+    )
+    assert policy.view_count > 10**6 > plain.view_count
+    assert next(policy.train_batches(0, 0, 8)).images.shape == (8, 3, 32, 32)
+
+
 def test_the_seed_decides_the_initial_weights():
     first, second, other = (
         assemble(recipe(method={"name": "none"}, seed=seed)).nets.student.state_dict() for seed in (1, 1, 2)

@@ -1,7 +1,8 @@
 """Datasets by name, held on the device, handed out in batches."""
 
 from tutelage.data import cifar, digits, folders, shapes  # noqa: F401  (importing them registers their datasets)
-from tutelage.data.augment import CropFlip, normalise
+from tutelage.data.augment import CropFlip, Views, normalise
+from tutelage.data.autoaugment import AutoAugment
 from tutelage.data.batch import Batch
 from tutelage.data.catalog import (
     CIFAR10_NORMALISATION,
@@ -31,6 +32,7 @@ __all__ = [
     "CIFAR100_OFA_NORMALISATION",
     "IMAGENET_NORMALISATION",
     "STL10_NORMALISATION",
+    "AutoAugment",
     "Batch",
     "CropFlip",
     "Dataset",
@@ -41,6 +43,7 @@ __all__ = [
     "Normalisation",
     "ResidentData",
     "StreamData",
+    "Views",
     "collapse_joint",
     "dataset_info",
     "dataset_names",

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Views(Protocol):
+    """An augmentation whose outcomes have numbers; `CropFlip` says what the members mean."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def identity(self) -> int: ...
+    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def apply(self, images: Tensor, index: Tensor, view: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

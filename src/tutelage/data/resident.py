@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.data.augment import CropFlip, normalise
+from tutelage.data.augment import Views, normalise
 from tutelage.data.batch import Batch
 from tutelage.data.catalog import Dataset, Triple
 from tutelage.data.epochs import ImageData, check_batch_size, check_indices
@@ -45,7 +45,7 @@ class ResidentData(ImageData):
         device: torch.device | str,
         mean: Triple | None = None,
         std: Triple | None = None,
-        augment: CropFlip | None = None,
+        augment: Views | None = None,
         train_indices: Tensor | None = None,
         val_indices: Tensor | None = None,
         channels_last: bool = True,
@@ -73,7 +73,7 @@ class ResidentData(ImageData):
         self.device = torch.device(device)
         self.mean = torch.tensor(mean or dataset.info.mean, device=self.device)
         self.std = torch.tensor(std or dataset.info.std, device=self.device)
-        self.augment = augment or dataset.info.augment
+        self.augment: Views = augment or dataset.info.augment
         if self.augment.size != dataset.info.image_size:
             raise UserError(
                 f"the augmentation cuts images of {self.augment.size} pixels, "

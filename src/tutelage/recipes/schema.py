@@ -37,7 +37,11 @@ class DataRecipe(Section):
     image_size: int | None = Field(
         None, ge=8, description="Side of the images in pixels, for datasets of image files; None: customary."
     )
-    augment: bool = Field(True, description="Random crop and flip (as the dataset allows) while training.")
+    augment: bool | Literal["autoaugment"] = Field(
+        True,
+        description="Random crop and flip (as the dataset allows) while training; autoaugment adds its "
+        "CIFAR-10 policy and Cutout, for images held in memory.",
+    )
     mean: tuple[float, float, float] | None = Field(
         None, description="Normalisation mean; None takes it from the weights' sidecar or the dataset."
     )

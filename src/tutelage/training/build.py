@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from tutelage.data import (
+    AutoAugment,
     CropFlip,
     ImageData,
     ImageFolders,
     ResidentData,
     StreamData,
+    Views,
     dataset_info,
     few_shot_indices,
     load_dataset,
@@ -159,6 +161,8 @@ def load_data(recipe: Recipe, device: torch.device) -> ImageData:
     if isinstance(dataset, ImageFolders):
         workers = recipe.runtime.workers
         workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
+        if wanted.augment == "autoaugment":
+            raise UserError("data.augment autoaugment is for images held in memory; use true or false here")
         return StreamData(
             dataset, device, wanted.image_size, augment=wanted.augment, workers=workers, **common
         )
@@ -168,7 +172,9 @@ def load_data(recipe: Recipe, device: torch.device) -> ImageData:
             f"the images of '{info.name}' have {info.image_size} pixels; drop data.image_size, which is for "
             "datasets of image files"
         )
-    augment = info.augment if wanted.augment else CropFlip(info.image_size, 0, False)
+    augment: Views = info.augment if wanted.augment else CropFlip(info.image_size, 0, False)
+    if wanted.augment == "autoaugment":
+        augment = AutoAugment(info.augment)
     return ResidentData(dataset, device, augment=augment, **common)
 
 
