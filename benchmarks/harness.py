@@ -29,7 +29,7 @@ from tutelage.methods import Clock, DataSpec, Method, Networks
 from tutelage.models.network import Network
 from tutelage.recipes.schema import OptimiserRecipe
 from tutelage.training.build import place
-from tutelage.training.loop import Meter
+from tutelage.training.meter import Meter
 from tutelage.training.optimisers import create_optimiser
 from tutelage.training.step import Step, compiled_or_eager
 

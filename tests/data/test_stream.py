@@ -10,31 +10,16 @@ from PIL import Image
 from torchvision import transforms
 
 import tutelage
+from toys import CLASSES, draw_folders, draw_image
 from tutelage.data import StreamData, dataset_info, load_dataset
 from tutelage.data.crops import ResizedCrop
 from tutelage.errors import TutelageError, UserError
-
-CLASSES = ("apple", "pear", "plum")
-
-
-def draw(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> None:
-    """A noisy image whose colour tells its class."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 60, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
-    pixels[:, :, CLASSES.index(path.parent.name) if path.parent.name in CLASSES else 0] += 150
-    Image.fromarray(pixels.numpy()).save(path)
 
 
 @pytest.fixture
 def fruit(tmp_path: Path) -> Path:
     """Five training and two test images a class."""
-    for part, count in (("train", 5), ("val", 2)):
-        for number, name in enumerate(CLASSES):
-            for i in range(count):
-                kind = "png" if i % 2 else "JPEG"
-                draw(tmp_path / part / name / f"{i}.{kind}", 100 * number + i, (48 + i, 40))
-    return tmp_path
+    return draw_folders(tmp_path)
 
 
 def stream(folder: Path, **options: object) -> StreamData:
@@ -78,7 +63,7 @@ def test_folders_that_do_not_fit_are_refused_in_a_sentence(fruit: Path) -> None:
     (fruit / "train" / "quince").mkdir()
     with pytest.raises(UserError, match="quince has no images"):
         load_dataset("folder", fruit)
-    draw(fruit / "train" / "quince" / "0.png", 1)
+    draw_image(fruit / "train" / "quince" / "0.png", 1)
     with pytest.raises(UserError, match=r"class 'quince' has no folder in .*val"):
         load_dataset("folder", fruit)
     (fruit / "val").rename(fruit / "later")
@@ -88,7 +73,7 @@ def test_folders_that_do_not_fit_are_refused_in_a_sentence(fruit: Path) -> None:
 
 @pytest.mark.parametrize("size", [(64, 48), (30, 90), (33, 33)])
 def test_the_plain_view_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> None:
-    draw(tmp_path / "image.png", 3, size)
+    draw_image(tmp_path / "image.png", 3, size)
     image = Image.open(tmp_path / "image.png")
     reference = transforms.Compose(
         [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]

@@ -89,7 +89,7 @@ def test_compiles_whole() -> None:
 
     def expand(batch: Batch) -> tuple[torch.Tensor, ...]:
         rows = rotate_batch(batch)
-        return *rows, joint_labels(batch.targets), collapse_joint(rows.images.flatten(2).mean(1), 4)
+        return *rows[:4], joint_labels(batch.targets), collapse_joint(rows.images.flatten(2).mean(1), 4)
 
     batch = some_batch(2)
     compiled = torch.compile(expand, backend="aot_eager", fullgraph=True, dynamic=False)

@@ -13,22 +13,36 @@ from tutelage import losses
 from tutelage.losses import (
     attention_loss,
     attention_map,
+    boundary_loss,
     ced_loss,
     ced_terms,
+    congruence_loss,
+    contrast_loss,
     cross_entropy,
     dist_loss,
     dist_terms,
     dkd_loss,
     dkd_terms,
+    factor_loss,
+    flow_loss,
+    flow_matrix,
+    hcl_loss,
     hint_loss,
     kd_loss,
+    kdsvd_losses,
+    log_normaliser,
+    nst_loss,
+    packd_loss,
+    pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
     rkd_loss,
     similarity_loss,
+    vid_loss,
 )
 
 LABELS = torch.tensor([0, 2, 1, 4])
+ACTIVE = torch.tensor([[0.5, -0.2, 0.0]]).double().expand(4, 3)
 SOFT_LABELS = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1]]).double().expand(4, 5)
 
 
@@ -59,6 +73,22 @@ SAMPLES = {
     "rkd_distance_loss": Sample(rkd_distance_loss, (4, 3), (4, 5)),
     "rkd_angle_loss": Sample(rkd_angle_loss, (4, 3), (4, 5)),
     "rkd_loss": Sample(rkd_loss, (4, 3), (4, 5)),
+    "congruence_loss": Sample(congruence_loss, (4, 3), (4, 3)),
+    # The plan keeps gradients back; with one positive it is constant.
+    "packd_loss": Sample(lambda s, t: packd_loss(s, t, 0.1 * s.flatten(1)), (4, 1, 3), (4, 1, 3)),
+    "pkt_loss": Sample(pkt_loss, (4, 3), (4, 5)),
+    "nst_loss": Sample(nst_loss, (2, 3, 4, 4), (2, 2, 2, 2)),
+    "vid_loss": Sample(lambda s, t: vid_loss(s, t, s.exp().mean((0, 2, 3))), (2, 3, 2, 2), (2, 3, 2, 2)),
+    "hcl_loss": Sample(hcl_loss, (2, 2, 5, 5), (2, 2, 5, 5)),
+    "kdsvd_losses": Sample(
+        lambda s, t: kdsvd_losses([s, s.square()], [t, t.square()], 2), (2, 4, 3, 2), (2, 4, 3, 3)
+    ),
+    "boundary_loss": Sample(lambda s, t: boundary_loss(s + t, ACTIVE), (4, 3), (4, 3)),
+    "factor_loss": Sample(factor_loss, (2, 3, 4, 4), (2, 2, 2, 2)),
+    "flow_matrix": Sample(lambda s, t: flow_matrix(s, t).square().sum(), (2, 3, 4, 4), (2, 2, 2, 2)),
+    "flow_loss": Sample(lambda s, t: flow_loss([s, s[:, :2]], [t, t[:, :2]]), (2, 3, 2, 2), (2, 3, 2, 2)),
+    "contrast_loss": Sample(lambda s, t: contrast_loss(s + t, 30), (4, 5), (4, 5)),
+    "log_normaliser": Sample(lambda s, t: log_normaliser(s + t, 30), (4, 5), (4, 5)),
 }
 every_loss = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tutelage.losses import attention_loss, attention_map, hint_loss
+from tutelage.losses import attention_loss, attention_map, hcl_loss, hint_loss, nst_loss, vid_loss
 
 examples = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -89,3 +89,66 @@ def test_attention_map_has_unit_rows_and_forgives_silence() -> None:
 def test_attention_ignores_scale_and_channel_order() -> None:
     features = maps(2, 3, 4, 5, 5)
     assert attention_loss(features, 7 * features.flip(1)).item() == pytest.approx(0, abs=1e-15)
+
+
+@examples
+@given(seeds, channels, st.integers(1, 3), st.integers(1, 3))
+def test_vid(seed: int, count: int, height: int, width: int) -> None:
+    mean, teacher = maps(seed, 2, count, height, width), maps(seed + 1, 2, count, height, width)
+    variance = maps(seed + 2, count).exp()
+    total = 0.0
+    for b in range(2):
+        for c in range(count):
+            for i in range(height):
+                for j in range(width):
+                    error = float(teacher[b, c, i, j] - mean[b, c, i, j])
+                    total += (error**2 / float(variance[c]) + math.log(variance[c])) / 2
+    assert vid_loss(mean, teacher, variance).item() == pytest.approx(total / mean.numel(), rel=1e-9)
+
+
+def naive_patterns(features: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """The channels of one image `[C, H, W]`, pooled, as vectors of unit length."""
+    flat = [pooled(channel, height, width).flatten() for channel in features]
+    return [channel / math.sqrt(sum(value**2 for value in channel)) for channel in flat]
+
+
+def naive_kernel(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+    return sum(float(np.dot(a, b)) ** 2 for a in first for b in second) / (len(first) * len(second))
+
+
+@examples
+@given(seeds, channels, channels, sides, sides, sides, sides)
+def test_nst(seed: int, c_s: int, c_t: int, h_s: int, w_s: int, h_t: int, w_t: int) -> None:
+    student, teacher = maps(seed, 2, c_s, h_s, w_s), maps(seed + 1, 2, c_t, h_t, w_t)
+    size = min(h_s, h_t), min(w_s, w_t)
+    total = 0.0
+    for image_s, image_t in zip(student.numpy(), teacher.numpy(), strict=True):
+        s, t = naive_patterns(image_s, *size), naive_patterns(image_t, *size)
+        total += naive_kernel(t, t) + naive_kernel(s, s) - 2 * naive_kernel(s, t)
+    assert nst_loss(student, teacher).item() == pytest.approx(total / 2, rel=1e-9, abs=1e-13)
+
+
+def test_nst_does_not_see_the_order_or_scale_of_channels() -> None:
+    features = maps(30, 2, 3, 4, 4)
+    assert nst_loss(5 * features.flip(1), features).abs().item() < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("side", "levels"), [(1, []), (2, [1]), (3, [2, 1]), (4, [2, 1]), (5, [4, 2, 1]), (8, [4, 2, 1])]
+)
+def test_hcl(side: int, levels: list[int]) -> None:
+    student, teacher = maps(31, 2, 3, side, side), maps(32, 2, 3, side, side)
+    total, weights = float((student - teacher).square().mean()), 1.0
+    for number, level in enumerate(levels, start=1):
+        differences = [
+            (pooled(s, level, level) - pooled(t, level, level)) ** 2
+            for s, t in zip(student.flatten(0, 1).numpy(), teacher.flatten(0, 1).numpy(), strict=True)
+        ]
+        total += 0.5**number * float(np.mean(differences))
+        weights += 0.5**number
+    assert hcl_loss(student, teacher).item() == pytest.approx(total / weights, rel=1e-9)
+
+
+def test_hcl_refuses_to_broadcast() -> None:
+    with pytest.raises(ValueError, match="equal shapes"):
+        hcl_loss(torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 4, 4))

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tutelage.losses import rkd_angle_loss, rkd_distance_loss, rkd_loss, similarity_loss
+from tutelage.losses import (
+    congruence_loss,
+    pkt_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    rkd_loss,
+    similarity_loss,
+)
 
 examples = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
@@ -125,3 +132,52 @@ def test_distances_far_from_the_origin_keep_their_digits_in_float32() -> None:
     student, teacher = embeddings(9, 6, 3) + 1000, embeddings(10, 6, 3)
     expected = naive_rkd(student.float().double(), teacher.float().double())[0]
     assert rkd_distance_loss(student.float(), teacher.float()).item() == pytest.approx(expected, rel=1e-3)
+
+
+@examples
+@given(seeds, batches, widths)
+def test_congruence(seed: int, batch: int, width: int) -> None:
+    student, teacher = embeddings(seed, batch, width), embeddings(seed + 1, batch, width)
+    deltas = [[abs(a - b) for a, b in zip(*rows, strict=True)] for rows in zip(student, teacher, strict=True)]
+    products = [sum(float(a * b) for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(deltas)]
+    assert congruence_loss(student, teacher).item() == pytest.approx(sum(products) / len(products), rel=1e-9)
+
+
+def test_congruence_of_a_batch_of_one_is_nothing() -> None:
+    point = embeddings(11, 1, 3).requires_grad_()
+    loss = congruence_loss(point, embeddings(12, 1, 3))
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, point)[0].eq(0).all()
+
+
+def test_congruence_refuses_to_broadcast() -> None:
+    with pytest.raises(ValueError, match="equal shapes"):
+        congruence_loss(torch.zeros(4, 3), torch.zeros(4, 1))
+
+
+def naive_resemblances(points: np.ndarray) -> list[list[float]]:
+    lengths = [math.hypot(*point) + 1e-7 for point in points]
+    count = range(len(points))
+    rows = [[(np.dot(points[i], points[j]) / lengths[i] / lengths[j] + 1) / 2 for j in count] for i in count]
+    return [[value / sum(row) for value in row] for row in rows]
+
+
+@examples
+@given(seeds, batches, widths, widths, st.floats(0.01, 100))
+def test_pkt(seed: int, batch: int, student_width: int, teacher_width: int, scale: float) -> None:
+    student = scale * embeddings(seed, batch, student_width)
+    teacher = embeddings(seed + 1, batch, teacher_width)
+    q, p = naive_resemblances(student.numpy()), naive_resemblances(teacher.numpy())
+    terms = [
+        p[i][j] * math.log((p[i][j] + 1e-7) / (q[i][j] + 1e-7)) for i in range(batch) for j in range(batch)
+    ]
+    assert pkt_loss(student, teacher).item() == pytest.approx(sum(terms) / batch**2, rel=1e-7, abs=1e-10)
+
+
+def test_pkt_is_finite_for_features_of_zero() -> None:
+    student = embeddings(13, 4, 3)
+    student[1] = 0
+    student.requires_grad_()
+    loss = pkt_loss(student, embeddings(14, 4, 3))
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()

@@ -183,6 +183,26 @@ def test_preact_is_for_the_zoo_and_for_stages():
         Network(model_of("resnet8_cifar"), Ask(preact=True))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "resnet8_cifar", "vgg8_cifar"])
+def test_the_stem_comes_in_front_of_the_stages(name):
+    model, x = model_of(name), images()
+    network = Network(model, Ask(stages=True, stem=True))
+    with torch.no_grad():
+        out, plain = network(x), Network(model, Ask(stages=True))(x)
+        stem = model.forward_intermediates(x, indices=[0], intermediates_only=True)[0]
+    assert len(out.stages) == len(plain.stages) + 1
+    assert torch.equal(out.stages[0], stem) and torch.equal(out.logits, plain.logits)
+    assert all(torch.equal(a, b) for a, b in zip(out.stages[1:], plain.stages, strict=True))
+    assert probe(network, 32).stages == tuple(tuple(stage.shape[1:]) for stage in out.stages)
+
+
+def test_a_stem_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no features in front of its first stage"):
+        Network(model_of("vit_tiny_patch16_224"), Ask(stages=True, stem=True))
+    with pytest.raises(UserError, match="ask for stages too"):
+        Network(model_of("resnet8_cifar"), Ask(stem=True))
+
+
 def test_a_frozen_network_stays_frozen():
     network = Network(model_of("resnet8_cifar").train(), EVERYTHING, "frozen")
     before = copy.deepcopy(network.model.state_dict())

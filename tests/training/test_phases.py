@@ -43,7 +43,7 @@ class Staged(Method):
 
     def phases(self) -> tuple[Phase, ...]:
         return (
-            Phase("head", epochs=1, objective="teach", trains="method", lr=0.5),
+            Phase("head", 1, "teach", trains="method", lr=0.5, part="head", settings=("ce_weight",)),
             Phase("look", epochs=1, update=False),
             Phase("distil"),
         )
@@ -125,7 +125,7 @@ def test_each_stretch_does_what_it_says(tmp_path, teacher, staged, monkeypatch):
 
 
 def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged, monkeypatch):
-    run(tmp_path / "whole", teacher)
+    run(tmp_path / "whole", teacher, "runtime.reuse_stages=false")
     original, steps = Trainer._after_step, [0]
 
     class Killed(BaseException):
@@ -140,7 +140,7 @@ def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged, 
     monkeypatch.setattr(Trainer, "_after_step", dying)
     out = tmp_path / "killed"
     with pytest.raises(Killed):
-        run(out, teacher, "runtime.checkpoint_steps=1")
+        run(out, teacher, "runtime.checkpoint_steps=1", "runtime.reuse_stages=false")
     for _ in range(2):
         with pytest.raises(Killed):
             tutelage.resume(out)
@@ -150,3 +150,34 @@ def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged, 
     assert [line["train"] for line in RunFolder(out).metrics()] == [
         line["train"] for line in RunFolder(tmp_path / "whole").metrics()
     ]
+
+
+def phases_of(out: Path) -> list[str]:
+    return [line["phase"] for line in RunFolder(out).metrics()]
+
+
+def test_a_head_is_trained_once_for_the_same_teacher_data_and_settings(tmp_path, teacher, staged):
+    run(tmp_path / "first", teacher)
+    run(tmp_path / "second", teacher, "schedule.epochs=3")
+    run(tmp_path / "other", teacher, "data.few_ratio=0.08")
+    run(tmp_path / "set", teacher, "method.ce_weight=0.5")
+    assert [phases_of(tmp_path / name)[0] for name in ("first", "second", "other", "set")] == [
+        "head",
+        "look",
+        "head",
+        "head",
+    ]
+    facts = RunFolder(tmp_path / "second").facts()
+    assert list(facts["taken_over"]) == ["head"] and facts["status"] == "finished"
+    assert "taken_over" not in RunFolder(tmp_path / "first").facts()
+
+
+def test_a_head_taken_over_changes_nothing_that_follows(tmp_path, teacher, staged):
+    for name, choice in (("alone", "false"), ("first", "true"), ("second", "true")):
+        run(tmp_path / name, teacher, f"runtime.reuse_stages={choice}")
+    assert phases_of(tmp_path / "alone") == phases_of(tmp_path / "first") != phases_of(tmp_path / "second")
+    alone, first, second = (
+        load_file(tmp_path / name / "student.safetensors") for name in ("alone", "first", "second")
+    )
+    for name, value in alone.items():
+        assert torch.equal(first[name], value) and torch.equal(second[name], value)

@@ -10,7 +10,7 @@ import torch
 from toys import toy_batch, toy_clock, toy_data, toy_step
 from tutelage.methods import create_method
 from tutelage.training import step as step_module
-from tutelage.training.loop import Meter
+from tutelage.training.meter import Meter
 from tutelage.training.step import compiled_or_eager, relative_difference
 
 

@@ -16,9 +16,12 @@ class Batch(NamedTuple):
         index: `[B]` int64, row of each sample in the split it was taken from. In training this is the row in
             the training *subset* (0..n-1), so memory banks have exactly n rows.
         view: `[B]` int64, how each sample was augmented; with `index` it gives the same image again.
+        negatives: `[B, K]` int64, rows of the training subset to contrast each sample with. Only a method
+            that contrasts draws them, in its `views`, where it has the generator; None otherwise.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor  # type: ignore[assignment]  # a field may hide tuple.index, which nobody calls on a batch
     view: Tensor
+    negatives: Tensor | None = None

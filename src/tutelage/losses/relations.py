@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _COINCIDENT = 1e-12
+_SMALL = 1e-7
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -88,10 +89,68 @@ def rkd_loss(
     return distance_weight * distance + angle_weight * rkd_angle_loss(student, teacher)
 
 
+def congruence_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Correlation congruence: what the differences of neighbouring samples have in common.
+
+    L = mean over i < B of sum_d delta_id delta_(i+1)d, with delta = |e_s - e_t| and samples counted in the
+    batch's order, which a shuffled epoch makes random.
+
+    Args:
+        student: Embeddings e_s `[B, D]`.
+        teacher: Embeddings e_t `[B, D]`.
+
+    Returns:
+        Scalar >= 0; 0 for a batch of one, which has no neighbours (NaN in the references).
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source:
+        RepDistiller ``distiller_zoo/CC.py`` and OFAKD ``distillers/correlation.py``. Peng et al. 2019, arXiv
+        1904.01802, compare the correlations of all pairs under a Gaussian kernel instead.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"congruence_loss needs equal shapes, got {tuple(student.shape)} (student) and "
+            f"{tuple(teacher.shape)} (teacher); embed both in one width"
+        )
+    delta = (student - teacher).abs()
+    return (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)
+
+
+def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Probabilistic knowledge transfer: whom each sample of the batch resembles.
+
+    L = 1/B^2 sum_ij p_ij log((p_ij + 1e-7) / (q_ij + 1e-7)), p of the teacher and q of the student: the
+    cosine similarities, mapped to [0, 1] and divided by the sum of their row.
+
+    Args:
+        student: Features `[B, D_s]`.
+        teacher: Features `[B, D_t]`.
+
+    Returns:
+        Scalar, about 1/B times the mean KL divergence of the rows; it may fall below 0 by rounding.
+
+    Source:
+        Passalis and Tefas 2018, arXiv 1803.10837, with the cosine kernel; RepDistiller
+        ``distiller_zoo/PKT.py``.
+    """
+    p, q = _resemblances(teacher), _resemblances(student)
+    return (p * ((p + _SMALL) / (q + _SMALL)).log()).mean()
+
+
 def _similarities(features: Tensor) -> Tensor:
     """Gram matrix `[B, B]` of flattened features `[B, ...]`, rows of unit length."""
     flat = features.flatten(1)
     return F.normalize(flat @ flat.t(), dim=1)
+
+
+def _resemblances(features: Tensor) -> Tensor:
+    """Cosine similarities `[B, B]` of features `[B, D]`, mapped to [0, 1], rows adding up to 1."""
+    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    directions = features / (lengths + _SMALL)
+    similarities = (directions @ directions.t() + 1) / 2
+    return similarities / similarities.sum(dim=1, keepdim=True)
 
 
 def _relative_distances(embeddings: Tensor) -> Tensor:

@@ -9,19 +9,9 @@ from torch import Tensor
 
 from tutelage.data.batch import Batch
 from tutelage.losses import attention_loss
-from tutelage.methods.base import (
-    Clock,
-    Config,
-    DataSpec,
-    Method,
-    Needs,
-    Networks,
-    Outs,
-    paired_stages,
-    teacher_of,
-)
+from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, paired_stages
+from tutelage.methods.pairs import STAGES, stage_pairs
 from tutelage.methods.registry import register_method
-from tutelage.models.network import Ask
 
 
 class ATConfig(Config):
@@ -43,7 +33,7 @@ class AT(Method):
     @property
     def needs(self) -> Needs:
         """Stages of both networks."""
-        return Needs(student=Ask(stages=True), teacher=Ask(stages=True))
+        return STAGES
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Only checks that the stages pair."""
@@ -51,6 +41,5 @@ class AT(Method):
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         """See the class."""
-        pairs = zip(outs.student.stages, teacher_of(outs).stages, strict=True)
-        total = sum(attention_loss(student, teacher) for student, teacher in pairs)
+        total = sum(attention_loss(student, teacher) for student, teacher in stage_pairs(outs))
         return {"ce": self.supervised(batch, outs.student), "at": self.config.at_weight * total}

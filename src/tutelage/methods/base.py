@@ -110,6 +110,9 @@ class Phase:
         trains: "student" trains the students and the method's parts. "method" trains the parts alone, on the
             teacher's answers: the students are not run, `Outs.students` is empty, nothing is evaluated.
         lr: Constant learning rate of this stretch; None takes the recipe's with its schedule.
+        part: Name of the method's part that the stretch trains, where later runs of the same teacher, data
+            and settings may take it over instead of training it again; empty otherwise.
+        settings: The method's settings that the part depends on.
     """
 
     name: str
@@ -118,6 +121,8 @@ class Phase:
     update: bool = True
     trains: Literal["student", "method"] = "student"
     lr: float | None = None
+    part: str = ""
+    settings: tuple[str, ...] = ()
 
     @property
     def evaluated(self) -> bool:

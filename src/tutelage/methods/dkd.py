@@ -10,6 +10,7 @@ from torch import Tensor
 from tutelage.data.batch import Batch
 from tutelage.losses import dkd_terms
 from tutelage.methods.base import Clock, Config, Method, Outs, teacher_of
+from tutelage.methods.ramps import ramp
 from tutelage.methods.registry import register_method
 
 
@@ -41,9 +42,9 @@ class DKD(Method):
         tckd, nckd = dkd_terms(
             outs.student.logits, teacher_of(outs).logits, batch.targets, config.temperature
         )
-        ramp = ((clock.epoch + 1) / max(config.warmup_epochs, 1.0)).clamp(max=1.0)
+        share = ramp(clock, config.warmup_epochs)
         return {
             "ce": self.supervised(batch, outs.student),
-            "tckd": ramp * config.alpha * tckd,
-            "nckd": ramp * config.beta * nckd,
+            "tckd": share * config.alpha * tckd,
+            "nckd": share * config.beta * nckd,
         }

@@ -21,9 +21,10 @@ from tutelage.methods.base import (
     paired_stages,
     teacher_of,
 )
+from tutelage.methods.pairs import STAGES
 from tutelage.methods.projectors import ConvRegressor
 from tutelage.methods.registry import register_method
-from tutelage.models.network import Ask, probe
+from tutelage.models.network import probe
 
 
 class FitNetConfig(Config):
@@ -47,7 +48,7 @@ class FitNet(Method):
     @property
     def needs(self) -> Needs:
         """Stages of both networks."""
-        return Needs(student=Ask(stages=True), teacher=Ask(stages=True))
+        return STAGES
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Build the regressor from the student's to the teacher's shape."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tutelage.data.batch import Batch
 from tutelage.losses import rkd_angle_loss, rkd_distance_loss
-from tutelage.methods.base import Clock, Config, Method, Needs, Outs, teacher_of
+from tutelage.methods.base import Clock, Config, Method, Needs, Outs
+from tutelage.methods.pairs import POOLED, pooled_pair
 from tutelage.methods.registry import register_method
-from tutelage.models.network import Ask
 
 
 class RKDConfig(Config):
@@ -32,12 +32,11 @@ class RKD(Method):
     @property
     def needs(self) -> Needs:
         """Pooled features of both networks."""
-        return Needs(student=Ask(pooled=True), teacher=Ask(pooled=True))
+        return POOLED
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         """See the class."""
-        student, teacher = outs.student.pooled, teacher_of(outs).pooled
-        assert student is not None and teacher is not None
+        student, teacher = pooled_pair(outs)
         return {
             "ce": self.supervised(batch, outs.student),
             "distance": self.config.distance_weight * rkd_distance_loss(student, teacher),

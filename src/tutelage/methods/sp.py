@@ -10,8 +10,8 @@ from torch import Tensor
 from tutelage.data.batch import Batch
 from tutelage.losses import similarity_loss
 from tutelage.methods.base import Clock, Config, Method, Needs, Outs, teacher_of
+from tutelage.methods.pairs import STAGES
 from tutelage.methods.registry import register_method
-from tutelage.models.network import Ask
 
 
 class SPConfig(Config):
@@ -33,7 +33,7 @@ class SP(Method):
     @property
     def needs(self) -> Needs:
         """Stages of both networks."""
-        return Needs(student=Ask(stages=True), teacher=Ask(stages=True))
+        return STAGES
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         """See the class."""

@@ -43,7 +43,8 @@ class Outputs(NamedTuple):
     Attributes:
         logits: [B, N] for N classes.
         pooled: [B, D], what the last linear layer receives.
-        stages: [B, C_l, H_l, W_l] for each stage; tokens laid out as a map, without class token.
+        stages: [B, C_l, H_l, W_l] for each stage, the stem's in front where it was asked for; tokens laid out
+            as a map, without class token.
         branches: [B, N_b] for each auxiliary classifier that was asked for.
     """
 
@@ -61,6 +62,7 @@ class Ask:
         pooled: The vector before the last linear layer.
         stages: The features at the ends of the stages, see `taps.describe_taps`.
         preact: The stages' features before their last activation (networks of the zoo only).
+        stem: The stem's features too, in front of the stages'.
         branches: How many numbers each auxiliary branch answers with: N for classes (DPCD), 4N for classes
             times rotations (HSAKD), 0 for no branches.
         chosen: The branches by number, from 1 for the one after the first stage; empty for all.
@@ -70,6 +72,7 @@ class Ask:
     pooled: bool = False
     stages: bool = False
     preact: bool = False
+    stem: bool = False
     branches: int = 0
     chosen: tuple[int, ...] = ()
     detached: bool = False
@@ -81,7 +84,7 @@ class Shapes(NamedTuple):
     Attributes:
         logits: (N,).
         pooled: (D,), or None where it was not asked for.
-        stages: (C_l, H_l, W_l) for each stage; empty where they were not asked for.
+        stages: (C_l, H_l, W_l) for each feature in `Outputs.stages`; empty where they were not asked for.
         inputs: What each stage receives, as the network has it: (C, H, W), (H, W, C) or (tokens, C); None
             where it is not one tensor at one entrance. Empty where the stages were not asked for.
         branches: (N_b,) for each branch; empty where they were not asked for.
@@ -246,9 +249,16 @@ class Network(nn.Module):
 
     def _needed_features(self) -> list[int]:
         """Indices of the features that stages and branches need, in the network's order."""
-        of_stages = self.taps.indices if self.ask.stages else []
+        of_stages = self._stage_indices()
         of_branches = self.branches.features if self.branches is not None else ()
         return sorted({*of_stages, *of_branches})
+
+    def _stage_indices(self) -> list[int]:
+        """Indices of the features that are handed over as `Outputs.stages`."""
+        if not self.ask.stages:
+            return []
+        stem = self.taps.stem if self.ask.stem else None
+        return self.taps.indices if stem is None else [stem, *self.taps.indices]
 
     def _features(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """What ``forward_features`` gives, the stages' maps and the branches' answers."""
@@ -267,7 +277,7 @@ class Network(nn.Module):
             answers = self.branches([start.detach() for start in starts] if self.ask.detached else starts)
         if not self.ask.stages:
             return features, (), answers
-        stages = [maps[index] for index in self.taps.indices]
+        stages = [maps[index] for index in self._stage_indices()]
         if self.taps.stages[-1].final:
             stages[-1] = features
         return features, tuple(stages), answers
@@ -338,6 +348,13 @@ def check_ask(model: nn.Module, ask: Ask, role: Role = "trained") -> None:
         )
     if ask.preact and not ask.stages:
         raise UserError("features before the activation are stage features; ask for stages too")
+    if ask.stem and not ask.stages:
+        raise UserError("the stem's features come in front of the stages'; ask for stages too")
+    if ask.stem and describe_taps(model).stem is None:
+        raise UserError(
+            f"{name} has no features in front of its first stage; choose a network of the zoo (*_cifar) or a "
+            "timm network that lists its stem's"
+        )
     if ask.preact and ask.branches:
         raise UserError("branches start behind the activation; ask for stages without preact beside them")
     lacking = [part for part in PASS if not hasattr(model, part)]

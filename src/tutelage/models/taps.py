@@ -53,12 +53,14 @@ class Taps:
         native: ``forward_intermediates`` gives the features; otherwise hooks on `Stage.module` do.
         prefix_tokens: Tokens before the patches (class, distillation, registers).
         channels_last: Maps inside the network are [B, H, W, C].
+        stem: Index of the feature in front of the first stage; None where there is none.
     """
 
     stages: tuple[Stage, ...]
     native: bool
     prefix_tokens: int = 0
     channels_last: bool = False
+    stem: int | None = None
 
     @property
     def indices(self) -> list[int]:
@@ -92,9 +94,10 @@ def describe_taps(model: nn.Module) -> Taps:
             f"the stages of {type(model).__name__} can't be found, because it lacks {lacking}; take a "
             "network of timm or the zoo, or a method that needs no stages (kd, dkd, dist)"
         )
+    equal_blocks = _has_equal_blocks(info)
     if isinstance(model, CifarNet):
         stages = _zoo_stages(model)
-    elif _has_equal_blocks(info):
+    elif equal_blocks:
         stages = _block_stages(model, info)
     else:
         stages = _hierarchical_stages(model, info)
@@ -109,6 +112,7 @@ def describe_taps(model: nn.Module) -> Taps:
         native,
         prefix_tokens=int(getattr(model, "num_prefix_tokens", 0) or 0),
         channels_last=str(getattr(model, "output_fmt", "NCHW")) == "NHWC",
+        stem=None if equal_blocks or stages[0].index == 0 else stages[0].index - 1,
     )
 
 

@@ -113,6 +113,11 @@ class RuntimeRecipe(Section):
     workers: int | None = Field(
         None, ge=0, description="Processes that decode image files; None: one per processor, at most 16."
     )
+    reuse_stages: bool = Field(
+        True,
+        description="Take over a teacher's head that an earlier run trained on the same teacher, data and "
+        "settings (kept in $TUTELAGE_CACHE, else ~/.cache/tutelage).",
+    )
     channels_last: bool = Field(True, description="Channels-last memory layout.")
     compile: Literal["auto", "off", "on"] = Field(
         "auto",

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
 
 from tutelage.data import ImageData
 from tutelage.data.batch import Batch
@@ -24,9 +23,11 @@ from tutelage.training.build import student_recipes
 from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
 from tutelage.training.evaluate import evaluate
 from tutelage.training.events import EventWriter
+from tutelage.training.meter import Meter
 from tutelage.training.optimisers import create_optimiser, set_learning_rate
 from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
+from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
 from tutelage.training.step import Step, StepResult, compiled_or_eager
 
 
@@ -95,6 +96,8 @@ class Trainer:
         try:
             with self._stop_signals():
                 while self.phase < len(self.phases):
+                    if self._taken_over():
+                        continue
                     events.write(self._run_epoch(), self._epochs_done() - 1)
         finally:
             self.reporter.stop()
@@ -113,6 +116,9 @@ class Trainer:
         self.call: Callable[[Batch, Clock], StepResult] = self.module
         self.compiled = False
         self.optimiser = create_optimiser(self.module, self.recipe.optimiser)
+        if self.phase:  # so that it doesn't matter how, or whether here, the stretch before was trained
+            torch.manual_seed(self.recipe.seed + self.phase)
+            self.generator.manual_seed(self.recipe.seed + self.phase)
         self.trained_parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def _run_epoch(self) -> dict[str, Any]:
@@ -222,9 +228,34 @@ class Trainer:
         self.step = 0
         self.epoch += 1
         if self.epoch == self._epochs(self.phases[self.phase]):
-            self.phase, self.epoch = self.phase + 1, 0
-            self._begin_phase()
+            self._end_phase()
         self.save()
+
+    def _end_phase(self) -> None:
+        phase = self.phases[self.phase]
+        if phase.part and self.recipe.runtime.reuse_stages:
+            save_stage(self._stage_facts(phase), self.method.get_submodule(phase.part))
+        self.phase, self.epoch = self.phase + 1, 0
+        self._begin_phase()
+
+    def _taken_over(self) -> bool:
+        """Whether the phase that would begin now was already trained, in an earlier run; then it is over."""
+        phase = self.phases[self.phase]
+        beginning = (self.epoch, self.step) == (0, 0)
+        if not (phase.part and beginning and self.recipe.runtime.reuse_stages):
+            return False
+        facts = self._stage_facts(phase)
+        if not load_stage(facts, self.method.get_submodule(phase.part)):
+            return False
+        self.reporter.say(f"{phase.name}: taken over from an earlier run ({stage_path(facts)})")
+        self.run.update(taken_over={phase.name: stage_path(facts).name})
+        self.phase += 1
+        self._begin_phase()
+        self.save()
+        return True
+
+    def _stage_facts(self, phase: Phase) -> dict[str, Any]:
+        return phase_facts(self.recipe, self.nets, self.method, self.data, phase, self.amp)
 
     def _report_unreadable(self) -> None:
         """Name image files that couldn't be read, in the record and once to the user."""
@@ -365,46 +396,6 @@ class Trainer:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-class Meter:
-    """Sums over an epoch, kept on the device and read only when something is shown."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.names: list[str] = []
-        self.sums: Tensor | None = None
-        self.correct = torch.zeros(2, dtype=torch.int64, device=self.device)
-        self.images = 0
-
-    def add(self, result: StepResult, images: int) -> None:
-        """Add one step's loss, terms and hits, weighted by its images."""
-        row = torch.stack([result.loss.detach(), *result.terms.values()]).double() * images
-        self.names = list(result.terms)
-        self.sums = row if self.sums is None else self.sums.add_(row)
-        self.correct += result.correct
-        self.images += images
-
-    def read(self) -> dict[str, Any]:
-        """Means so far; copies a few numbers to the host."""
-        if self.sums is None:
-            return {"loss": 0.0, "terms": {}, "top1": 0.0, "top5": 0.0}
-        loss, *terms = (self.sums / self.images).tolist()
-        top1, top5 = (100.0 * self.correct.double() / self.images).tolist()
-        return {"loss": loss, "terms": dict(zip(self.names, terms, strict=True)), "top1": top1, "top5": top5}
-
-    def state(self) -> dict[str, Any]:
-        """For checkpoints."""
-        return {"names": self.names, "sums": self.sums, "correct": self.correct, "images": self.images}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """From checkpoints."""
-        self.names, self.sums = list(state["names"]), state["sums"]
-        self.correct, self.images = state["correct"], state["images"]
 
 
 def amp_type(recipe: Recipe, device: torch.device) -> torch.dtype | None:

@@ -1,0 +1,50 @@
+"""Running sums over an epoch, on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.training.step import StepResult
+
+
+class Meter:
+    """Sums over an epoch, kept on the device and read only when something is shown."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+        self.correct = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.images = 0
+
+    def add(self, result: StepResult, images: int) -> None:
+        """Add one step's loss, terms and hits, weighted by its images."""
+        row = torch.stack([result.loss.detach(), *result.terms.values()]).double() * images
+        self.names = list(result.terms)
+        self.sums = row if self.sums is None else self.sums.add_(row)
+        self.correct += result.correct
+        self.images += images
+
+    def read(self) -> dict[str, Any]:
+        """Means so far; copies a few numbers to the host."""
+        if self.sums is None:
+            return {"loss": 0.0, "terms": {}, "top1": 0.0, "top5": 0.0}
+        loss, *terms = (self.sums / self.images).tolist()
+        top1, top5 = (100.0 * self.correct.double() / self.images).tolist()
+        return {"loss": loss, "terms": dict(zip(self.names, terms, strict=True)), "top1": top1, "top5": top5}
+
+    def state(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"names": self.names, "sums": self.sums, "correct": self.correct, "images": self.images}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From checkpoints."""
+        self.names, self.sums = list(state["names"]), state["sums"]
+        self.correct, self.images = state["correct"], state["images"]

@@ -1,0 +1,162 @@
+"""Parts that a first stage trained, kept for the next run that would train the very same.
+
+A part is found by its content: a hash of everything that it depends on, not the teacher's name as in PACKD's
+code, where another data subset or width silently gets the wrong head. Files lie in ``$TUTELAGE_CACHE``, by
+default ``~/.cache/tutelage``; deleting any of them costs only the time to train it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from tutelage.data import ImageData
+from tutelage.errors import UserError
+from tutelage.methods import Method, Networks, Phase
+from tutelage.models.fingerprint import weights_hash
+from tutelage.models.weights import read_sidecar, save_weights
+from tutelage.recipes import Recipe
+from tutelage.training.build import normalisation
+
+FORMAT = 1
+"""Raised when the meaning of a fact changes, so that older files are not found any more."""
+
+
+def cache_folder() -> Path:
+    """``$TUTELAGE_CACHE``, or ``~/.cache/tutelage``."""
+    given = os.environ.get("TUTELAGE_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "tutelage"
+
+
+def stage_facts(
+    method: str,
+    stage: str,
+    teacher: nn.Module,
+    settings: Mapping[str, Any],
+    data: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that the outcome of a stage depends on, as JSON can hold it.
+
+    Args:
+        method: Registered name.
+        stage: Name of the phase.
+        teacher: The frozen network; its weights count, whatever file they came from.
+        settings: The method's settings that the stage depends on.
+        data: Dataset, subset (ratio, held-out fraction), number of rows, augmentation, normalisation.
+        training: Seed, epochs, batch size, learning rate, optimiser, precision.
+    """
+    return {
+        "format": FORMAT,
+        "method": method,
+        "stage": stage,
+        "teacher": weights_hash(teacher),
+        "settings": dict(settings),
+        "data": dict(data),
+        "training": dict(training),
+    }
+
+
+def phase_facts(
+    recipe: Recipe, nets: Networks, method: Method, data: ImageData, phase: Phase, amp: torch.dtype | None
+) -> dict[str, Any]:
+    """The `stage_facts` of one phase of a run that has a teacher."""
+    assert nets.teacher is not None
+    mean, std = normalisation(recipe)
+    labels = data.train_labels.cpu().numpy().tobytes()
+    return stage_facts(
+        method=method.name,
+        stage=phase.name,
+        teacher=nets.teacher,
+        settings={name: getattr(method.config, name) for name in phase.settings},
+        data={
+            "name": recipe.data.name,
+            "few_ratio": recipe.data.few_ratio,
+            "val_fraction": recipe.data.val_fraction,
+            "augment": recipe.data.augment,
+            "image_size": data.info.image_size,
+            "labels": hashlib.sha256(labels).hexdigest(),
+            "mean": list(mean),
+            "std": list(std),
+        },
+        training={
+            "seed": recipe.seed,
+            "epochs": phase.epochs or recipe.schedule.epochs,
+            "batch_size": recipe.data.batch_size,
+            "lr": phase.lr,
+            "schedule": None if phase.lr else recipe.schedule.model_dump(mode="json"),
+            "optimiser": recipe.optimiser.model_dump(mode="json", exclude={"lr"} if phase.lr else None),
+            "precision": str(amp),
+        },
+    )
+
+
+def stage_key(facts: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of ``facts``, whatever the order of their keys.
+
+    Raises:
+        TypeError: A fact is none that JSON can hold.
+        ValueError: A number is not finite.
+    """
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stage_path(facts: Mapping[str, Any]) -> Path:
+    """Where the part with these facts lies, or would."""
+    return cache_folder() / "stages" / f"{facts['method']}-{stage_key(facts)}.safetensors"
+
+
+def save_stage(facts: Mapping[str, Any], part: nn.Module) -> Path:
+    """Keep a trained part; two runs that write the same at once leave one whole file.
+
+    Args:
+        facts: Of `stage_facts`.
+        part: The module that the stage trained.
+
+    Returns:
+        The file. The facts lie beside it, to be read by people and checked by `load_stage`.
+
+    Raises:
+        TutelageError: It can't be written.
+    """
+    path = stage_path(facts)
+    save_weights(path, part, {"facts": dict(facts)})
+    return path
+
+
+def load_stage(facts: Mapping[str, Any], part: nn.Module) -> bool:
+    """Fill ``part`` with what a stage of the same facts left behind.
+
+    Args:
+        facts: Of `stage_facts`.
+        part: The module that the stage would train; on any device, as it is unless True is returned.
+
+    Returns:
+        Whether there was such a file, whole, untouched and of the module's keys and shapes. One that is not
+        gets replaced by the next `save_stage`.
+    """
+    path = stage_path(facts)
+    try:
+        state, noted = load(path.read_bytes()), read_sidecar(path)
+    except (OSError, SafetensorError, UserError):
+        return False  # absent, cut short or unreadable: in each case training again is the answer
+    same_facts = noted.get("facts") == json.loads(json.dumps(facts))
+    if not same_facts or noted.get("weights_hash") != weights_hash(state) or not _fits(state, part):
+        return False
+    part.load_state_dict(state)
+    return True
+
+
+def _fits(state: Mapping[str, Tensor], part: nn.Module) -> bool:
+    shapes = {key: value.shape for key, value in part.state_dict().items()}
+    return {key: value.shape for key, value in state.items()} == shapes
