@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from tutelage.data import ResidentData, make_shapes
 from tutelage.data.batch import Batch
 from tutelage.methods import Clock, DataSpec, Method, Networks
 from tutelage.models.network import Network, create_network
 from tutelage.training.step import Step
+
+CLASSES = ("apple", "pear", "plum")
 
 
 def toy_data(per_class: int = 4) -> ResidentData:
@@ -57,3 +61,22 @@ def toy_batch(data: ResidentData, size: int = 8, method: Method | None = None) -
 def toy_clock(epoch: float = 3.0, step: float = 12.0) -> Clock:
     """A point in time."""
     return Clock(torch.tensor(epoch), torch.tensor(step))
+
+
+def draw_image(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> None:
+    """A noisy image of ``size`` (width, height) whose colour tells its class, the name of its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 60, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    pixels[:, :, CLASSES.index(path.parent.name) if path.parent.name in CLASSES else 0] += 150
+    Image.fromarray(pixels.numpy()).save(path)
+
+
+def draw_folders(folder: Path, train: int = 5, test: int = 2) -> Path:
+    """Training and test images of three classes, each in a folder: so many a class; returns ``folder``."""
+    for part, count in (("train", train), ("val", test)):
+        for number, name in enumerate(CLASSES):
+            for i in range(count):
+                kind = "png" if i % 2 else "JPEG"
+                draw_image(folder / part / name / f"{i}.{kind}", 100 * number + i, (48 + i, 40))
+    return folder

@@ -19,7 +19,16 @@ from urllib.parse import unquote
 from command_lines import calls, complaint, disarm
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "examples", "benchmarks", "results")
+DOCUMENTS = (
+    "README.md",
+    "README.zh-CN.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs",
+    "examples",
+    "benchmarks",
+    "results",
+)
 PUBLIC = (
     *DOCUMENTS,
     ".ci",

@@ -19,6 +19,40 @@ LOSS_WEIGHTS = {
     "at": {"ce_weight": 1.0, "at_weight": 1000.0},
     "sp": {"ce_weight": 1.0, "sp_weight": 3000.0},
     "rkd": {"ce_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
+    "cc": {"ce_weight": 1.0, "cc_weight": 0.02, "embedding_dim": 128},
+    "vid": {"ce_weight": 1.0, "vid_weight": 1.0, "initial_variance": 5.0},
+    "pkt": {"ce_weight": 1.0, "pkt_weight": 30000.0},
+    "nst": {"ce_weight": 1.0, "nst_weight": 50.0},
+    "kdsvd": {"ce_weight": 1.0, "kdsvd_weight": 1.0, "components": 1, "fixed_signs": True},
+    "reviewkd": {
+        "ce_weight": 1.0,
+        "review_weight": 0.6,
+        "warmup_epochs": 20.0,
+        "max_hidden": 512,
+        "teacher_preact": True,
+        "student_preact": False,
+    },
+    "crd": {
+        "ce_weight": 1.0,
+        "crd_weight": 0.8,
+        "kd_weight": 0.0,
+        "temperature": 4.0,
+        "embedding_dim": 128,
+        "negatives": 16384,
+        "draw": "other",
+        "contrast_temperature": 0.07,
+        "momentum": 0.5,
+    },
+    "ab": {"ce_weight": 1.0, "ab_weight": 1.0, "margin": 1.0, "first_epochs": 30, "first_lr": None},
+    "ft": {
+        "ce_weight": 1.0,
+        "factor_weight": 200.0,
+        "reconstruction_weight": 1.0,
+        "factor_ratio": 0.5,
+        "first_epochs": 30,
+        "first_lr": 0.01,
+    },
+    "fsp": {"ce_weight": 1.0, "fsp_weight": 1.0, "first_epochs": 30, "first_lr": None},
     "dkd": {"ce_weight": 1.0, "alpha": 1.0, "beta": 2.0, "temperature": 4.0, "warmup_epochs": 20.0},
     "dist": {"ce_weight": 1.0, "inter_weight": 2.0, "intra_weight": 2.0, "temperature": 4.0},
 }
@@ -46,7 +80,7 @@ def test_every_method_has_a_recipe() -> None:
 
 
 def test_the_rows_of_the_crd_benchmark_are_called_after_their_methods() -> None:
-    methods = {complete(name).method["name"]: name for name in CRD}
+    methods = {complete(name).method["name"]: name for name in CRD if name != "crd/crd_kd"}
     assert methods == {name: f"crd/{name}" for name in LOSS_WEIGHTS} | {"none": "crd/vanilla"}
 
 
@@ -54,6 +88,11 @@ def test_the_rows_of_the_crd_benchmark_are_called_after_their_methods() -> None:
 def test_the_loss_weights_are_the_published_ones(name: str) -> None:
     settings = complete(f"crd/{name}").method_settings
     assert settings == {"label_smoothing": 0.0, **LOSS_WEIGHTS[name]}
+
+
+def test_crd_with_kd_is_crd_and_kd() -> None:
+    crd, both = (complete(f"crd/{name}").method_settings for name in ("crd", "crd_kd"))
+    assert both == {**crd, "kd_weight": 1.0, "temperature": 4.0}
 
 
 def test_the_rows_of_the_crd_benchmark_differ_in_nothing_but_the_method() -> None:

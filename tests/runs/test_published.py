@@ -7,6 +7,7 @@ import timm
 
 import tutelage.models  # noqa: F401 (registers the CIFAR networks)
 from tutelage.errors import TutelageError
+from tutelage.methods import method_config, method_names
 from tutelage.runs.published import PERCENT, Figure, find, published_tables, read_tables
 
 TABLES = {table.id: table for table in published_tables()}
@@ -28,6 +29,10 @@ tables:
 def test_the_tables_have_all_their_figures() -> None:
     sizes = {name: len(table.figures) for name, table in TABLES.items()}
     assert sizes == {
+        "crd/cifar100-networks": 15,
+        "crd/cifar100-same": 90,
+        "crd/cifar100-different": 72,
+        "crd/cifar100-reproduced": 1,
         "dpcd/cifar100-networks": 13,
         "dpcd/cifar100": 10,
         "dpcd/imagenet-networks": 4,
@@ -53,6 +58,16 @@ def test_the_tables_have_all_their_figures() -> None:
         "hssakd/mutual": 16,
         "hssakd/mutual-imagenet": 2,
         "hssakd/first-epoch": 40,
+        "packd/cifar100-networks": 15,
+        "packd/cifar100-same": 90,
+        "packd/imagenet-networks": 4,
+        "packd/imagenet": 16,
+        "packd/cifar100-different": 75,
+        "packd/transfer": 24,
+        "packd/few-shot": 12,
+        "packd/positives": 20,
+        "packd/weighting": 6,
+        "packd/terms": 6,
     }
     assert len(published_tables()) == len(TABLES)
 
@@ -92,13 +107,32 @@ def test_accuracies_look_like_percent() -> None:
         ("hsakd", "resnet56_cifar", "resnet20_cifar", "cifar100", 0.5, [(72.18, 0.41, None)]),
         ("crd", "vgg13_cifar", "mobilenetv2_s1_cifar", "cifar100", 1.0, [(76.13, 0.16, 74.64)]),
         ("sskd", "resnet50_cifar", "mobilenetv2_s1_cifar", "cifar100", 1.0, [(78.21, 0.16, 79.34)]),
-        ("kd", "resnet34", "resnet18", "imagenet", 1.0, [(70.66, None, 73.31)]),
+        ("kd", "resnet34", "resnet18", "imagenet", 1.0, [(70.66, None, 73.31)] * 2),
         ("hssakd", None, "resnet32x4_cifar", "cifar100", 1.0, [(84.91, 0.19, None)]),
         ("hsakd_teacher", None, "resnet50_cifar", "cifar100", 1.0, [(83.85, None, None)]),
         ("dpcd", "resnet56_cifar", "resnet20_cifar", "cifar100", 1.0, [(72.58, None, 72.34)]),
         ("dpcd", "vgg13_cifar", "mobilenetv2_cifar", "cifar100", 1.0, [(70.87, None, 74.64)]),
         ("dvcd", "wrn_40_2_cifar", "shufflenetv1_cifar", "cifar100", 1.0, [(77.72, None, None)]),
-        ("none", None, "mobilenetv2_cifar", "cifar100", 1.0, [(64.60, None, None)]),
+        (
+            "none",
+            None,
+            "mobilenetv2_cifar",
+            "cifar100",
+            1.0,
+            [(64.60, None, None), (64.60, None, None), (64.39, None, None)],
+        ),
+        (
+            "kd",
+            "resnet56_cifar",
+            "resnet20_cifar",
+            "cifar100",
+            1.0,
+            [(70.66, None, 72.34), (71.54, None, None), (70.91, 0.10, 73.44), (71.12, None, 72.75)],
+        ),
+        ("packd", "resnet50_cifar", "vgg8_cifar", "cifar100", 1.0, [(76.71, None, 78.87)]),
+        ("packd", "resnet56_cifar", "resnet20_cifar", "cifar100", 0.75, [(71.70, None, None)]),
+        ("packd", "vgg13_cifar", "mobilenetv2_cifar", "cifar100", 1.0, []),
+        ("crd", "resnet110_cifar", "resnet20_cifar", "cifar100", 1.0, [(71.46, None, 74.31)]),
         ("dpcd", "resnet56_cifar", "resnet20_cifar", "cifar100", 0.5, []),
         ("hsakd", "vgg13_cifar", "mobilenetv2_cifar", "cifar100", 1.0, []),
     ],
@@ -118,13 +152,83 @@ def test_ablations_and_other_metrics_are_found_when_asked_for() -> None:
         90.85,
         91.00,
     ]
+    without_kd = {"kd_weight": 0, "mix_kd_weight": 0}
+    light = ("packd", "resnet32x4_cifar", "shufflenetv1_cifar", "cifar100")
+    assert [f.value for f in find(*light, settings=without_kd)] == [77.77]
+    assert [f.value for f in find(*light, settings={**without_kd, "mixes": 1})] == [77.23, 77.24]
     transfer = find("hsakd", "vgg13_cifar", "mobilenetv2_s1_cifar", "stl10", metric="linear_top1")
     assert [f.value for f in transfer] == [74.66]
 
 
 def test_a_number_printed_by_several_projects_comes_once_from_each() -> None:
     found = find("none", None, "wrn_40_1_cifar", "cifar100")
-    assert [(f.project, f.value) for f in found] == [("DPCD", 71.98), ("HSAKD", 71.95), ("HSSAKD", 71.95)]
+    assert [(f.project, f.value) for f in found] == [
+        ("CRD", 71.98),
+        ("DPCD", 71.98),
+        ("HSAKD", 71.95),
+        ("HSSAKD", 71.95),
+        ("PACKD", 71.32),
+    ]
+
+
+def test_dpcds_networks_are_those_of_the_crd_benchmark() -> None:
+    def networks(table: str) -> dict[str, float]:
+        return {figure.student: figure.value for figure in TABLES[table].figures}
+
+    assert networks("dpcd/cifar100-networks").items() <= networks("crd/cifar100-networks").items()
+
+
+@pytest.mark.parametrize("table", [name for name in TABLES if name.startswith(("crd/", "packd/"))])
+def test_a_teacher_has_the_accuracy_of_its_project(table: str) -> None:
+    alone = {
+        (project, f.student): f.value
+        for project in ("crd", "packd")
+        for name in (f"{project}/cifar100-networks", "packd/imagenet-networks")
+        for f in TABLES[name].figures
+        if f.metric == "top1"
+    }
+    for figure in TABLES[table].figures:
+        if figure.teacher_top1 is not None:
+            assert figure.teacher_top1 == alone[table.split("/")[0], figure.teacher]
+
+
+@pytest.mark.parametrize(
+    ("table", "gain"), [("packd/cifar100-same", 1.107), ("packd/cifar100-different", 1.194)]
+)
+def test_packds_gain_over_the_best_of_the_others_is_the_one_that_the_paper_claims(
+    table: str, gain: float
+) -> None:
+    ours: dict[str, float] = {}
+    theirs: dict[str, float] = {}
+    for f in TABLES[table].figures:
+        pair = f"{f.teacher} {f.student}"
+        if not f.method.startswith("packd"):
+            theirs[pair] = max(f.value, theirs.get(pair, 0))
+        elif not f.settings and f.method == "packd":
+            ours[pair] = f.value
+    assert sum(ours[pair] - theirs[pair] for pair in ours) / len(ours) == pytest.approx(gain, abs=0.0005)
+
+
+def test_packds_charts_agree_with_its_tables() -> None:
+    def values(*names: str) -> dict[tuple, float]:
+        return {
+            (f.method, f.teacher, f.student, str(f.settings)): f.value
+            for name in names
+            for f in TABLES[name].figures
+        }
+
+    tables = values("packd/cifar100-same", "packd/cifar100-different")
+    charts = values("packd/positives", "packd/terms")
+    both = tables.keys() & charts.keys()
+    assert len(both) == 6
+    assert all(charts[key] == pytest.approx(tables[key], abs=0.021) for key in both)
+
+
+def test_settings_are_ones_that_our_methods_have() -> None:
+    for figure in FIGURES:
+        if figure.method in method_names():
+            settings = method_config(figure.method, figure.settings).model_dump()
+            assert figure.settings.keys() <= settings.keys()
 
 
 def test_the_gain_over_sskd_is_the_one_that_the_paper_claims() -> None:
@@ -190,4 +294,5 @@ def test_a_damaged_file_is_refused(old: str, new: str, problem: str) -> None:
 
 
 def test_all_projects_are_there() -> None:
-    assert {table.publication.project for table in published_tables()} == {"DPCD", "DvCD", "HSAKD", "HSSAKD"}
+    projects = {table.publication.project for table in published_tables()}
+    assert projects == {"CRD", "DPCD", "DvCD", "HSAKD", "HSSAKD", "PACKD"}
