@@ -59,6 +59,7 @@ docs-check: $(INSTALLED) ## check the links, code and commands in the documentat
 bench: $(INSTALLED) ## measure a training step against the research code's way
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/branches.py
+	$(BIN)/python benchmarks/packd.py
 
 # Old pins stay unless pyproject.toml forces them to move; delete requirements.lock to renew them all.
 lock: ## pin the dependencies again

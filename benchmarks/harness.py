@@ -232,17 +232,9 @@ def report(script: str, options: argparse.Namespace, rows: Iterable[dict[str, An
         options: What it ran with.
         rows: What `compare` gave, each with ``name``.
     """
-    device = torch.device(options.device)
-    result: dict[str, Any] = {
-        "command": f"python benchmarks/{script}",
-        "options": {key: value for key, value in vars(options).items() if key != "json"},
-        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rows": [],
-    }
+    seen = []
     for row in rows:
-        result["rows"].append(row)
+        seen.append(row)
         speeds = row["images_per_second"]
         low, high = row["ratio_range"]
         print(
@@ -251,5 +243,19 @@ def report(script: str, options: argparse.Namespace, rows: Iterable[dict[str, An
             flush=True,
         )
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write(script, options, seen)
+
+
+def write(script: str, options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write the rows and what they were measured with to ``options.json``."""
+    cuda = options.device.startswith("cuda")
+    result = {
+        "command": f"python benchmarks/{script}",
+        "options": {key: value for key, value in vars(options).items() if key != "json"},
+        "hardware": torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
