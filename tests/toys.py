@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from PIL import Image
+from timm.models.mlp_mixer import MlpMixer
+from torch import nn
 
 from tutelage.data import ResidentData, make_shapes
 from tutelage.data.batch import Batch
@@ -17,9 +19,38 @@ from tutelage.training.step import Step
 CLASSES = ("apple", "pear", "plum")
 
 
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 24)}),
+    "mlp": ("mixer", {"img_size": 32, "patch_size": 8, "num_blocks": 6, "embed_dim": 16}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "window_size": 2,
+            "embed_dim": 8,
+            "depths": (1, 1, 1, 1),
+            "num_heads": (1, 1, 2, 2),
+            "drop_path_rate": 0.0,
+        },
+    ),
+    "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 6, "embed_dim": 24}),
+}
+"""Tiny networks of several families for images of 32 x 32 pixels; any other name is timm's."""
+
+
 def toy_data(per_class: int = 4) -> ResidentData:
     """A few procedural images a class, resident on the CPU."""
     return ResidentData(make_shapes(train_per_class=per_class, test_per_class=2), "cpu")
+
+
+def toy_network(name: str, classes: int, **args: Any) -> nn.Module:
+    """A network of `FAMILIES` or of timm with random weights."""
+    if name not in FAMILIES:
+        return create_network(name, classes, **args)
+    known, settings = FAMILIES[name]
+    if known == "mixer":  # timm's names of mixers fix their size
+        return MlpMixer(classes, **settings)
+    return create_network(known, classes, **settings)
 
 
 def toy_networks(
@@ -34,12 +65,12 @@ def toy_networks(
     classes = data.info.num_classes
     needs = method.needs.for_classes(classes)
     students = tuple(
-        Network(create_network(student, classes, **args), needs.student, needs.student_role)
+        Network(toy_network(student, classes, **args), needs.student, needs.student_role)
         for _ in range(needs.students)
     )
     frozen = None
     if needs.teacher is not None:
-        frozen = Network(create_network(teacher, classes, **args), needs.teacher, "frozen")
+        frozen = Network(toy_network(teacher, classes, **args), needs.teacher, "frozen")
     return Networks(students, frozen)
 
 

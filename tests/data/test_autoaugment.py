@@ -8,7 +8,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from tutelage.data import CropFlip, ResidentData, make_shapes
-from tutelage.data.autoaugment import CIFAR10_POLICY, SEEDS, AutoAugment, strength, uniforms
+from tutelage.data.autoaugment import CIFAR10_POLICY, SEEDS, AutoAugment, strength
+from tutelage.data.hashing import uniforms
 from tutelage.data.pixels import OPERATIONS, cutout
 
 FILL = (128, 128, 128)

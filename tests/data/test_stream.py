@@ -179,7 +179,3 @@ def test_a_network_is_trained_on_folders_and_resumed(fruit: Path, tmp_path: Path
     assert run["protocol"]["train_images"] == 15 and run["protocol"]["image_size"] == [32, 32]
     assert run["summary"]["last"]["test"]["images"] == 6
     assert [Path(path).name for path in run["unreadable"]] == ["1.png"]
-    with pytest.raises(UserError, match=r"32 pixels; drop data\.image_size"):
-        tutelage.train(
-            model="resnet8_cifar", data="shapes", out=tmp_path / "no", settings=["data.image_size=64"]
-        )

@@ -32,6 +32,7 @@ from tutelage.losses import (
     kdsvd_losses,
     log_normaliser,
     nst_loss,
+    ofa_loss,
     packd_loss,
     pkt_loss,
     rkd_angle_loss,
@@ -65,6 +66,8 @@ SAMPLES = {
     # NCKD and the agreement keep gradients back on purpose; tests/losses/test_dpcd.py has them.
     "ced_terms": Sample(lambda s, t: ced_terms(s, t, LABELS)[0], (4, 5), (4, 5)),
     "ced_loss": Sample(lambda s, t: ced_loss(s, t, SOFT_LABELS, alpha=2.0, beta=0.0), (4, 5), (4, 5)),
+    "ofa_loss": Sample(lambda s, t: ofa_loss(s, t, LABELS, 1.5, 2.0), (4, 5), (4, 5)),
+    "ofa_loss, paper": Sample(lambda s, t: ofa_loss(s, t, LABELS, 1.5, form="paper"), (4, 5), (4, 5)),
     "hint_loss": Sample(hint_loss, (2, 3, 2, 2), (2, 3, 2, 2)),
     "attention_map": Sample(lambda s, t: attention_map(s + t), (2, 3, 2, 2), (2, 3, 2, 2)),
     "attention_loss": Sample(attention_loss, (2, 3, 4, 4), (2, 2, 2, 2)),

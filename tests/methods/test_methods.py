@@ -98,6 +98,10 @@ def test_each_weight_scales_its_term(name, data):
     assert "ce_weight" in weights and len(weights) >= 2
     given = {weight: getattr(defaults, weight) or 1.0 for weight in weights}
     base, nets = toy_step(create_method(name, **given), data)
+    with torch.no_grad():
+        for parameter in base.method.parameters():  # a part that starts as nothing may have no loss yet
+            if not parameter.any():
+                parameter.fill_(0.1)
     batch, clock = toy_batch(data, method=base.method), toy_clock(epoch=1000.0)
     state = copy.deepcopy(base.state_dict())
     terms = terms_of(base, nets, batch, clock)

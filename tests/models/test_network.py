@@ -108,6 +108,37 @@ def test_features_before_the_activation():
     assert torch.equal(out.logits, model(x))
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_tokens_before_the_patches_follow_the_stages(name):
+    model, x = model_of(name), images()
+    network = Network(model, Ask(stages=True, prefix=True))
+    plain = Network(model, Ask(stages=True))
+    with torch.no_grad():
+        out, stages = network(x), plain(x).stages
+        pairs = model.forward_intermediates(
+            x,
+            indices=network.taps.indices,
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+    assert torch.equal(out.logits, plain(x).logits)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(out.stages[:4], stages, strict=True))
+    assert len(out.stages) == 8
+    for got, (_, wanted) in zip(out.stages[4:], pairs, strict=True):
+        assert torch.equal(got.squeeze(3).transpose(1, 2), wanted)
+    assert probe(network, 32).stages[4:] == ((24, model.num_prefix_tokens, 1),) * 4
+
+
+@pytest.mark.parametrize("name", ["resnet8_cifar", "mixer", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_networks_without_such_tokens_give_none(name):
+    network = Network(model_of(name), Ask(stages=True, prefix=True))
+    with torch.no_grad():
+        assert len(network(images()).stages) == len(network.taps.stages)
+    with pytest.raises(UserError, match="ask for stages too"):
+        Network(model_of(name), Ask(prefix=True))
+
+
 class Hooked(nn.Module):
     """Names its features but has no ``forward_intermediates``; tokens in the second stage, NCHW before."""
 

@@ -74,6 +74,24 @@ def test_autoaugment_is_asked_for_by_name():
     assert next(policy.train_batches(0, 0, 8)).images.shape == (8, 3, 32, 32)
 
 
+def test_images_in_memory_are_resized_on_request():
+    def data(**settings):
+        return assemble(recipe(method={"name": "none"}, data={"name": "shapes", **settings})).data
+
+    large = data(image_size=64)
+    assert next(large.train_batches(0, 0, 4)).images.shape == (4, 3, 64, 64)
+    assert next(large.eval_batches("test", 4)).images.shape == (4, 3, 64, 64)
+    plain = data(image_size=64, augment=False)
+    batch = next(plain.train_batches(0, 0, 4))
+    assert torch.equal(batch.images, plain.take(batch.index, torch.zeros_like(batch.view)).images)
+    closer = data(image_size=64, crop_share=0.5)
+    assert not torch.equal(
+        next(closer.eval_batches("test", 4)).images, next(large.eval_batches("test", 4)).images
+    )
+    with pytest.raises(UserError, match="autoaugment is for images of 32 pixels"):
+        data(image_size=64, augment="autoaugment")
+
+
 def test_the_seed_decides_the_initial_weights():
     first, second, other = (
         assemble(recipe(method={"name": "none"}, seed=seed)).nets.student.state_dict() for seed in (1, 1, 2)

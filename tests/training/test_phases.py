@@ -181,3 +181,14 @@ def test_a_head_taken_over_changes_nothing_that_follows(tmp_path, teacher, stage
     )
     for name, value in alone.items():
         assert torch.equal(first[name], value) and torch.equal(second[name], value)
+
+
+def test_a_run_that_breaks_says_so_in_its_record(tmp_path, teacher, staged, monkeypatch):
+    def broken(self: Staged, batch: Any, outs: Any, clock: Any) -> dict[str, torch.Tensor]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Staged, "teach", broken)
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", teacher)
+    facts = RunFolder(tmp_path / "run").facts()
+    assert (facts["status"], facts["reason"]) == ("failed", "RuntimeError: out of memory")

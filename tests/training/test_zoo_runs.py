@@ -29,6 +29,7 @@ METHODS = {
     "ab": ("method.first_epochs=1",),
     "ft": ("method.first_epochs=1", "runtime.checkpoint_steps=3"),
     "fsp": ("method.first_epochs=1",),
+    "pat": ("method.dim=16", "runtime.checkpoint_steps=2"),
     "packd": (
         "method.negatives=20",
         "method.embedding_dim=8",

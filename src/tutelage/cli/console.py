@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,14 +17,21 @@ UNBOUNDED = 10_000
 """Columns of a stdout that is no terminal: programs that read lines want them whole."""
 
 
+def speaks() -> bool:
+    """Whether stdout is this process's; of several that compute together it is the first one's."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def finish(result: Mapping[str, Any], as_json: bool, render: Callable[[Console, Any], None]) -> None:
-    """Print a command's result.
+    """Print a command's result; of several processes the first one does.
 
     Args:
         result: What the job returned.
         as_json: Print it as one line of JSON instead of with ``render``.
         render: Prints the result for people.
     """
+    if not speaks():
+        return
     if as_json:
         print_json(result)
         return

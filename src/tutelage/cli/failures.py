@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from tutelage.cli.console import print_json
+from tutelage.cli.console import print_json, speaks
 from tutelage.errors import TutelageError
 
 FAILURE = 1
@@ -104,12 +104,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or named
 
 
+def process_mark() -> str:
+    """Which of several processes is speaking; empty for one alone."""
+    together = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+    return f"process {os.environ['RANK']}: " if together else ""
+
+
 def report(failure: Failure, as_json: bool) -> int:
     """Tell the user, and return the exit code."""
-    prefix = "" if failure.exit_code == INTERRUPTED else "error: "
+    prefix = process_mark() + ("" if failure.exit_code == INTERRUPTED else "error: ")
     try:
         sys.stderr.write(f"{prefix}{failure.sentence}\n")
-        if as_json:
+        if as_json and speaks():
             print_json({"error": failure.sentence, "exit_code": failure.exit_code})
         sys.stdout.flush()
     except OSError:  # stdout or stderr is closed or full: nobody can be told more

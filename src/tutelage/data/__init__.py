@@ -18,9 +18,10 @@ from tutelage.data.catalog import (
     load_dataset,
     register_dataset,
 )
-from tutelage.data.epochs import EpochOrder, ImageData
+from tutelage.data.epochs import EpochOrder, ImageData, Share
 from tutelage.data.folders import ImageFolders
 from tutelage.data.resident import ResidentData
+from tutelage.data.resized import ResizedViews
 from tutelage.data.shapes import make_shapes
 from tutelage.data.stream import StreamData
 from tutelage.data.subsets import few_shot_indices, few_shot_split, validation_split
@@ -42,6 +43,8 @@ __all__ = [
     "ImageFolders",
     "Normalisation",
     "ResidentData",
+    "ResizedViews",
+    "Share",
     "StreamData",
     "Views",
     "collapse_joint",

@@ -16,11 +16,14 @@ class Views(Protocol):
     @property
     def size(self) -> int: ...
     @property
+    def out_size(self) -> int: ...
+    @property
     def count(self) -> int: ...
     @property
     def identity(self) -> int: ...
     def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
     def apply(self, images: Tensor, index: Tensor, view: Tensor) -> Tensor: ...
+    def plain(self, images: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class CropFlip:
     def __post_init__(self) -> None:
         if self.size < 1 or self.padding < 0:
             raise ValueError(f"CropFlip needs size >= 1 and padding >= 0, got {self.size} and {self.padding}")
+
+    @property
+    def out_size(self) -> int:
+        """Side of the images that come out, in pixels."""
+        return self.size
 
     @property
     def offsets(self) -> int:
@@ -95,6 +103,10 @@ class CropFlip:
         where = first[:, None, None] + rows[:, :, None] * side + columns[:, None, :]
         cut = pixels.reshape(-1, channels).index_select(0, where.reshape(-1))
         return cut.view(batch, self.size, self.size, channels).permute(0, 3, 1, 2)
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Images as they are evaluated: as they are."""
+        return images
 
     def _window(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Rows `[B, size]` and columns `[B, size]` of the padded image that make up each view."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage.data import pixels
 from tutelage.data.augment import CropFlip
+from tutelage.data.hashing import uniforms
 
 # Twice operation, probability, magnitude 0..9: Cubuk et al. 2019, table 7, in PACKD's version.
 CIFAR10_POLICY = (
@@ -89,6 +90,11 @@ class AutoAugment:
         return self.crop.size
 
     @property
+    def out_size(self) -> int:
+        """Side of the images that come out, in pixels."""
+        return self.size
+
+    @property
     def count(self) -> int:
         """Number of distinct views."""
         return SEEDS * self.crop.count
@@ -118,6 +124,10 @@ class AutoAugment:
             centre = (draws[:, 5:] * self.size).long()
             changed = pixels.cutout(changed, centre[:, 0], centre[:, 1], self.hole)
         return torch.where((seeds > 0)[:, None, None, None], changed, cut)
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Images as they are evaluated: as they are."""
+        return images
 
 
 class Stage(NamedTuple):
@@ -171,30 +181,3 @@ def _apply_stage(images: Tensor, number: int, chosen: Tensor, fires: Tensor, tur
         here = fired & (stage.which[chosen] == place)
         result = torch.where(here[:, None, None, None], pixels.OPERATIONS[name](images, size), result)
     return result
-
-
-def uniforms(seeds: Tensor, count: int) -> Tensor:
-    """Random numbers that follow from ``seeds``: splitmix64, the upper 24 bits.
-
-    Args:
-        seeds: `[B]` int64.
-        count: How many for each.
-
-    Returns:
-        `[B, count]` float32 in [0, 1).
-    """
-    steps = torch.arange(1, count + 1, device=seeds.device) * _signed(0x9E3779B97F4A7C15)
-    z = seeds[:, None] * _signed(0xD1342543DE82EF95) + steps
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = (z ^ _shifted(z, shift)) * _signed(factor)
-    return _shifted(z ^ _shifted(z, 31), 40).float() / 2**24
-
-
-def _signed(value: int) -> int:
-    """The 64-bit pattern as a signed number, which is what int64 tensors hold."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    """Shift right, filling with zeros (int64 tensors fill with the sign)."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)

@@ -18,17 +18,19 @@ VIEWS = 2**31
 class ResizedCrop:
     """torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip(0.5)``, drawn from the view's number.
 
-    View 0 is what images are evaluated as: the shorter side resized to 256/224 of the size, the centre cut
+    View 0 is what images are evaluated as: the shorter side resized to size / crop_share, the centre cut
     out. As each view has a generator of its own, any process or thread gives the same pixels.
 
     Attributes:
         size: Side of the result, in pixels.
+        crop_share: Share of the resized side that evaluation shows (timm's ``crop_pct``).
         scale: Smallest and largest share of the image's area.
         ratio: Smallest and largest width over height.
         flip: Whether half of the views are mirrored.
     """
 
     size: int
+    crop_share: float = 0.875
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
@@ -36,7 +38,7 @@ class ResizedCrop:
     def __call__(self, image: Image.Image, view: int) -> Tensor:
         """Cut ``view`` out of ``image``: `[3, size, size]` uint8."""
         if view == 0:
-            resized = TF.resize(image, round(self.size * 256 / 224))
+            resized = TF.resize(image, math.floor(self.size / self.crop_share))
             return TF.pil_to_tensor(TF.center_crop(resized, [self.size, self.size]))
         generator = torch.Generator().manual_seed(view)
         top, left, height, width = self._window(image.height, image.width, generator)

@@ -28,6 +28,51 @@ class EpochOrder(NamedTuple):
     views: Tensor
 
 
+class Share(NamedTuple):
+    """The part of each training batch that one of several processes takes, contiguous and in rank order.
+
+    Parts differ by one row at most. A batch with fewer than two rows for each process, which can only be the
+    last of an epoch, is taken whole by all of them: batch norm can't do with a single row.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world: How many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def counts(self, rows: int) -> tuple[int, ...]:
+        """Rows of each process in a batch of ``rows``; one number alone where each takes the whole."""
+        if self.world == 1 or rows < 2 * self.world:
+            return (rows,)
+        least, more = divmod(rows, self.world)
+        return tuple(least + (rank < more) for rank in range(self.world))
+
+    def unequal(self, rows: int) -> tuple[int, ...] | None:
+        """`counts` where they are not the same for all, else None."""
+        counts = self.counts(rows)
+        return None if len(counts) == self.world and len(set(counts)) == 1 else counts
+
+    def factor(self, rows: int) -> float:
+        """What this process's mean is multiplied by so that the processes' mean is that over all rows."""
+        counts = self.counts(rows)
+        return 1.0 if len(counts) == 1 else counts[self.rank] * self.world / rows
+
+    def counted(self, rows: int) -> int:
+        """Rows that this process adds to a sum over all processes."""
+        counts = self.counts(rows)
+        return counts[self.rank] if len(counts) > 1 else rows * (self.rank == 0)
+
+    def part(self, rows: int) -> slice:
+        """Which of a batch's rows this process takes."""
+        counts = self.counts(rows)
+        if len(counts) == 1:
+            return slice(0, rows)
+        begin = sum(counts[: self.rank])
+        return slice(begin, begin + counts[self.rank])
+
+
 class ImageData(ABC):
     """Training, validation and test images, handed out in normalised batches on a device.
 
@@ -39,12 +84,15 @@ class ImageData(ABC):
         device: Where the batches lie.
         view_count: How many distinct views a training image has.
         unreadable: Files that couldn't be read so far; always empty where the images are in memory.
+        share: What this process hands out of every batch. In evaluation it hands out every ``world``-th one,
+            so that an image is seen in the same batch however many processes there are.
     """
 
     info: DatasetInfo
     device: torch.device
     view_count: int
     unreadable: set[str]
+    share: Share = Share()
 
     @property
     @abstractmethod
@@ -117,6 +165,15 @@ class ImageData(ABC):
                 "choose a smaller one or keep the last, partial batch"
             )
         return self.train_size // batch_size
+
+    def batch_rows(self, step: int, batch_size: int) -> int:
+        """Images of the batch of a step over all processes; the last may have fewer."""
+        return min(batch_size, self.train_size - step * batch_size)
+
+    def positions(self, step: int, batch_size: int) -> slice:
+        """Where this process's part of a step's batch lies in the epoch's order."""
+        begin, part = step * batch_size, self.share.part(self.batch_rows(step, batch_size))
+        return slice(begin + part.start, begin + part.stop)
 
     def epoch_order(self, epoch: int, seed: int) -> EpochOrder:
         """The order and the views of one epoch, fixed by (seed, epoch), on the CPU."""

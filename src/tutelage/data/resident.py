@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -69,11 +71,11 @@ class ResidentData(ImageData):
             UserError: Indices are out of range, repeated or in both parts, or the augmentation is for images
                 of another size.
         """
-        self.info = dataset.info
+        self.augment: Views = augment or dataset.info.augment
+        self.info = dataclasses.replace(dataset.info, image_size=self.augment.out_size)
         self.device = torch.device(device)
         self.mean = torch.tensor(mean or dataset.info.mean, device=self.device)
         self.std = torch.tensor(std or dataset.info.std, device=self.device)
-        self.augment: Views = augment or dataset.info.augment
         if self.augment.size != dataset.info.image_size:
             raise UserError(
                 f"the augmentation cuts images of {self.augment.size} pixels, "
@@ -109,7 +111,7 @@ class ResidentData(ImageData):
         steps = self.steps_per_epoch(batch_size, drop_last)
         rows, views = (part.to(self.device) for part in self.epoch_order(epoch, seed))
         for step in range(start_step, steps):
-            positions = slice(step * batch_size, (step + 1) * batch_size)
+            positions = self.positions(step, batch_size)
             yield self.take(rows[positions], views[positions])
 
     def take(self, index: Tensor, view: Tensor) -> Batch:
@@ -124,11 +126,10 @@ class ResidentData(ImageData):
         check_batch_size(batch_size)
         images, labels = self.splits[split]
         everything = torch.arange(len(labels), device=self.device)
-        for chunk, targets, index in zip(
-            images.split(batch_size), labels.split(batch_size), everything.split(batch_size), strict=True
-        ):
+        chunks = zip(*(part.split(batch_size) for part in (images, labels, everything)), strict=True)
+        for chunk, targets, index in islice(chunks, self.share.rank, None, self.share.world):
             view = torch.full_like(index, self.augment.identity)
-            yield Batch(self._finished(chunk), targets, index, view)
+            yield Batch(self._finished(self.augment.plain(chunk)), targets, index, view)
 
     def _finished(self, images: Tensor) -> Tensor:
         return normalise(images, self.mean, self.std, self._dtype).contiguous(

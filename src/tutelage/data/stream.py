@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -54,10 +55,18 @@ class Loaded(NamedTuple):
     bad: Tensor
 
 
-def gather(items: list[Item]) -> Loaded:
-    """Put the readable items together; where there is none, the images are empty."""
-    good = [item for item in items if item.image is not None]
-    images = [item.image for item in items if item.image is not None]
+def gather(items: list[Item], side: int | None = None) -> Loaded:
+    """Put the items together.
+
+    Args:
+        items: Decoded images, at least one.
+        side: Of the black image that stands for an unreadable one, in pixels; None leaves these out, and
+            where nothing is left the images are empty.
+    """
+    black = None if side is None else torch.zeros(3, side, side, dtype=torch.uint8)
+    shown = [item._replace(image=black) if item.image is None else item for item in items]
+    good = [item for item in shown if item.image is not None]
+    images = [item.image for item in good if item.image is not None]
     numbers = (
         torch.tensor(part, dtype=torch.int64)
         for part in (
@@ -92,7 +101,8 @@ class StreamData(ImageData):
 
     Worker processes decode, crop and flip to uint8; the device converts and normalises. A view's number alone
     decides the crop, so any number of workers gives the same batches, and a run resumes at any step. A file
-    that can't be read is left out of its batch and remembered in `unreadable`.
+    that can't be read is remembered in `unreadable` and left out of its batch; with several processes, which
+    have to agree on the number of rows, it is black.
 
     Attributes:
         info: Of the dataset, with the size of the images as they are handed out.
@@ -109,6 +119,7 @@ class StreamData(ImageData):
         mean: Triple | None = None,
         std: Triple | None = None,
         augment: bool = True,
+        crop_share: float = 0.875,
         train_indices: Tensor | None = None,
         val_indices: Tensor | None = None,
         channels_last: bool = True,
@@ -121,6 +132,7 @@ class StreamData(ImageData):
             mean: Of the normalisation, on the 0..1 scale; None takes the dataset's.
             std: Likewise.
             augment: False shows training images as they are evaluated.
+            crop_share: See `ResizedCrop`.
             train_indices: `[n]` rows of the training files to train on, in the order of `Batch.index`.
             val_indices: `[m]` rows of the training files held out for validation.
             channels_last: Memory format of the batches.
@@ -136,7 +148,7 @@ class StreamData(ImageData):
         self.std = torch.tensor(std or self.info.std, device=self.device)
         self.view_count = VIEWS
         self.unreadable = set()
-        self._crop = ResizedCrop(self.info.image_size, flip=self.info.flip)
+        self._crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
         self._augment, self._workers = augment, workers
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.splits = {"train": _part(folders.train, train_indices), "test": folders.test}
@@ -166,15 +178,17 @@ class StreamData(ImageData):
         steps = self.steps_per_epoch(batch_size, drop_last)
         order = self.epoch_order(epoch, seed)
         places = list(zip(order.rows.tolist(), order.views.tolist(), strict=True))
-        wanted = [places[step * batch_size : (step + 1) * batch_size] for step in range(start_step, steps)]
-        return self._load("train", wanted)
+        wanted = [places[self.positions(step, batch_size)] for step in range(start_step, steps)]
+        alone = self.share.world == 1  # processes have to agree on the number of rows
+        return self._load("train", wanted, None if alone else self.info.image_size)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """See `ImageData`; unreadable files are not counted."""
         self.check_split(split)
         check_batch_size(batch_size)
         places = [(row, 0) for row in range(self.size(split))]
-        return self._load(split, [places[i : i + batch_size] for i in range(0, len(places), batch_size)])
+        batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
+        return self._load(split, batches[self.share.rank :: self.share.world])
 
     def take(self, index: Tensor, view: Tensor) -> Batch:
         """See `ImageData`; decoded in threads of this process, and an unreadable file is black."""
@@ -182,18 +196,18 @@ class StreamData(ImageData):
         places = zip(index.tolist(), view.tolist(), strict=True)
         with ThreadPoolExecutor(max(self._workers, 1)) as pool:
             items = list(pool.map(cut.__getitem__, places))
-        side = self.info.image_size
-        black = torch.zeros(3, side, side, dtype=torch.uint8)
-        filled = [item if item.image is not None else item._replace(image=black) for item in items]
-        self._note("train", [item.row for item in items if item.image is None])
-        return self._batch("train", gather(filled))
+        loaded = gather(items, self.info.image_size)
+        self._note("train", loaded.bad.tolist())
+        return self._batch("train", loaded)
 
-    def _load(self, split: str, wanted: list[list[tuple[int, int]]]) -> Iterator[Batch]:
+    def _load(
+        self, split: str, wanted: list[list[tuple[int, int]]], side: int | None = None
+    ) -> Iterator[Batch]:
         loader: DataLoader[Item] = DataLoader(
             Cut(self.splits[split], self._crop),
             batch_sampler=wanted,
             num_workers=min(self._workers, len(wanted)),
-            collate_fn=gather,
+            collate_fn=partial(gather, side=side),
             pin_memory=self.device.type == "cuda",
         )
         for loaded in loader:

@@ -14,6 +14,7 @@ from tutelage.losses.factors import factor_loss
 from tutelage.losses.features import attention_loss, attention_map, hcl_loss, hint_loss, nst_loss, vid_loss
 from tutelage.losses.flows import flow_loss, flow_matrix
 from tutelage.losses.logits import cross_entropy, dist_loss, dist_terms, dkd_loss, dkd_terms, kd_loss
+from tutelage.losses.ofa import ofa_loss
 from tutelage.losses.packd import packd_loss
 from tutelage.losses.relations import (
     congruence_loss,
@@ -47,6 +48,7 @@ __all__ = [
     "kdsvd_losses",
     "log_normaliser",
     "nst_loss",
+    "ofa_loss",
     "packd_loss",
     "pkt_loss",
     "rkd_angle_loss",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutelage.losses.logits import decouple
+from tutelage.losses.logits import decouple, target_mask
 
 CONSENSUS_EPSILON = 1e-8
 
@@ -58,8 +58,7 @@ def ced_terms(
     Source:
         DPCD ``dpcd/train_student_cifar.py``.
     """
-    labels = targets if targets.dim() == 1 else targets.argmax(dim=1)
-    is_target = torch.arange(student_logits.shape[1], device=labels.device) == labels.unsqueeze(1)
+    is_target = target_mask(targets, student_logits.shape[1])
     student, teacher = student_logits / temperature, teacher_logits / temperature
     student_two_way, student_others = decouple(student, is_target)
     teacher_two_way, teacher_others = decouple(teacher, is_target)

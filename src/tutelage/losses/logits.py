@@ -75,8 +75,7 @@ def dkd_terms(
         sigmoid of the gap between the target's logit and the log-sum-exp of all others, and the target
         is left out exactly, so value and gradient stay finite for finite logits of any size.
     """
-    labels = targets if targets.dim() == 1 else targets.argmax(dim=1)
-    is_target = torch.arange(student_logits.shape[1], device=labels.device) == labels.unsqueeze(1)
+    is_target = target_mask(targets, student_logits.shape[1])
     student_two_way, student_others = decouple(student_logits / temperature, is_target)
     teacher_two_way, teacher_others = decouple(teacher_logits / temperature, is_target)
     tckd = F.kl_div(student_two_way, teacher_two_way, reduction="batchmean", log_target=True)
@@ -153,6 +152,20 @@ def dist_loss(
     """
     inter, intra = dist_terms(student_logits, teacher_logits, temperature)
     return beta * inter + gamma * intra
+
+
+def target_mask(targets: Tensor, classes: int) -> Tensor:
+    """Where the label is.
+
+    Args:
+        targets: Class indices `[B]` int64, or soft labels `[B, C]`, of which the largest counts.
+        classes: C.
+
+    Returns:
+        Bool `[B, C]`, one true entry a row.
+    """
+    labels = targets if targets.dim() == 1 else targets.argmax(dim=1)
+    return torch.arange(classes, device=labels.device) == labels.unsqueeze(1)
 
 
 def decouple(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:

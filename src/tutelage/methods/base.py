@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError
 from tutelage.losses import cross_entropy
+from tutelage.methods.ranks import Counts, gather_rows
 from tutelage.models.folding import folded
 from tutelage.models.network import Ask, Network, Outputs, Role
 from tutelage.models.probing import Size
@@ -184,7 +185,8 @@ class Method(nn.Module):
 
     A subclass sets `Config`, may override `needs`, `setup`, `phases`, `views`, `inserts` and `export`,
     and implements `forward`. Its trainable parts are submodules and so reach the optimiser; its state
-    (banks, histories) lives in buffers, written in place or through `keep`, and so reaches the checkpoints.
+    (banks, histories) lives in buffers, written in place or through `keep`, and so reaches the checkpoints;
+    what a batch leaves in it is gathered from all processes by `everyones`.
     Nothing in it may synchronise with the host or keep state outside buffers.
     """
 
@@ -199,6 +201,7 @@ class Method(nn.Module):
         super().__init__()
         self.config: Any = config
         self._kept: dict[str, Tensor] = {}
+        self.row_counts: Counts | None = None
 
     @property
     def needs(self) -> Needs:
@@ -251,6 +254,20 @@ class Method(nn.Module):
     def discard(self) -> None:
         """Drop what was kept (a pass that does not count, such as a comparison of gradients)."""
         self._kept.clear()
+
+    def everyones(self, rows: Tensor) -> Tensor:
+        """The rows of a batch from all processes, in the order of a single process's batch, without graph.
+
+        What a method remembers of a batch has to go through here, so that every process remembers the same.
+
+        Args:
+            rows: `[B, ...]`, a row for each sample of this process; `row_counts`, which the engine sets, says
+                how many the others have.
+
+        Returns:
+            `[B of all processes, ...]`; ``rows`` itself where there is but one process.
+        """
+        return gather_rows(rows, self.row_counts)
 
     def supervised(self, batch: Batch, output: Outputs) -> Tensor:
         """Weighted cross entropy of ``output`` with the batch's labels: a scalar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from tutelage.losses import contrast_loss, kd_loss, log_normaliser
 from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, teacher_of
 from tutelage.methods.memory import EmbeddingHead, MemoryBank
 from tutelage.methods.pairs import POOLED, pooled_pair, pooled_widths
+from tutelage.methods.ranks import gather_rows
 from tutelage.methods.registry import register_method
 
 
@@ -99,7 +101,7 @@ class Contrast(nn.Module):
         ]
         size = len(self.memory_s.rows)
         first = torch.stack([log_normaliser(direction.detach(), size) for direction in scores])
-        log_z = torch.where(self.log_z.isneginf(), first, self.log_z)
+        log_z = torch.where(self.log_z.isneginf(), _mean_over_processes(first), self.log_z)
         losses = [
             contrast_loss(direction - z, size) for direction, z in zip(scores, log_z.unbind(), strict=True)
         ]
@@ -182,6 +184,14 @@ class CRD(Method):
         return terms
 
     def commit(self, batch: Batch) -> None:
-        """Write the batch's rows into the memories, and the constants."""
-        self.contrast.write(batch.index, ContrastState(**self._kept))
+        """Write the batch's rows into the memories, those of all processes, and the constants."""
+        state = ContrastState(**self._kept)
+        student, teacher = self.everyones(state.student), self.everyones(state.teacher)
+        self.contrast.write(self.everyones(batch.index), ContrastState(student, teacher, state.log_z))
         self.discard()
+
+
+def _mean_over_processes(logarithms: Tensor) -> Tensor:
+    """log of the mean of exp(``logarithms``) over the processes."""
+    everyones = gather_rows(logarithms.unsqueeze(0))
+    return everyones.logsumexp(dim=0) - math.log(len(everyones))

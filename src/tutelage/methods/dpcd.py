@@ -163,7 +163,7 @@ class DPCD(SupervisedBranches):
         """Take the batch into the history (without writing it) and weigh the terms of the dynamic DKD."""
         config = self.config
         step = clock.step if config.schedule == "corrected" else torch.zeros_like(clock.step)
-        confidences = self.history.after(true_class_confidence(teacher_logits, targets))
+        confidences = self.history.after(self.everyones(true_class_confidence(teacher_logits, targets)))
         start, q = self.schedule.start(step), self.schedule.quantile(step)
         threshold = self.history.threshold(confidences.values, start, q)
         weights = dynamic_weights(

@@ -34,7 +34,8 @@ class MemoryBank(nn.Module):
 
     Entries are uniform in ``[-b, b]`` at first, ``b = sqrt(3 / D)``, so that a row has length 1 on average.
 
-    Several devices: every rank needs all rows, so the rows that are written have to be gathered first.
+    Several processes: each holds all rows. A method writes everybody's, see `Method.everyones`, so that the
+    banks stay equal.
 
     Args:
         size: N, rows of the training subset.

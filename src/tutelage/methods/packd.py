@@ -105,6 +105,11 @@ class PACKDConfig(Config):
     queue_size: int = Field(
         24960, ge=1, description="Embeddings in the queue; the ImageNet script holds 195 batches of 128."
     )
+    gather_queue: bool = Field(
+        False,
+        description="With several processes: fill every queue with the features of all of them; else each "
+        "keeps its own, as in the ImageNet script.",
+    )
     head_weight: float = Field(1.0, ge=0, description="Weight of the cross entropy that trains the head.")
     head_epochs: int = Field(60, ge=1, description="Epochs of the teacher head's training (t_epoch).")
     head_lr: float = Field(0.05, gt=0, description="Its constant learning rate (t_lr).")
@@ -252,7 +257,8 @@ class PACKD(Method):
         labels = self.labels[batch.index]
         drawn = None
         if self.contrasts:
-            drawn = self.memory.draw(batch.index, labels, self.shown, generator)
+            entering = self.remembered(labels)
+            drawn = self.memory.draw(batch.index, labels, self.shown, generator, entering)
         return self.with_mixes(batch, labels, generator)._replace(negatives=drawn)
 
     def with_mixes(self, batch: Batch, labels: Tensor, generator: torch.Generator) -> Batch:
@@ -319,7 +325,7 @@ class PACKD(Method):
         guides = self.teacher_embeddings(teacher).unflatten(0, (-1, views))
         index = batch.index[::views]
         labels = self.labels[index]
-        self.memory.take_in(index, labels, guides[:, 0])
+        self.memory.take_in(*map(self.remembered, (index, labels, guides[:, 0])))
         assert batch.negatives is not None
         return packd_loss(
             embedded,
@@ -331,6 +337,11 @@ class PACKD(Method):
             config.transport_rounds,
             config.transport_cost == "cosine",
         )
+
+    def remembered(self, rows: Tensor) -> Tensor:
+        """What of a batch's `[B, ...]` enters the memory: every process's, but for queues of their own."""
+        apart = self.config.memory == "queue" and not self.config.gather_queue
+        return rows if apart else self.everyones(rows)
 
     @torch.no_grad()
     def teacher_embeddings(self, features: Tensor) -> Tensor:

@@ -40,7 +40,14 @@ class BankMemory(MemoryBank):
         self.table, self.negatives, self.first, self.momentum = table, negatives, first, momentum
         self.register_buffer("written", torch.zeros(len(table.rows), 1, dtype=torch.bool))
 
-    def draw(self, index: Tensor, labels: Tensor, views: int, generator: torch.Generator) -> Tensor:
+    def draw(
+        self,
+        index: Tensor,
+        labels: Tensor,
+        views: int,
+        generator: torch.Generator,
+        entering: Tensor | None = None,
+    ) -> Tensor:
         """Rows to contrast with.
 
         Args:
@@ -81,7 +88,7 @@ class QueueMemory(MemoryBank):
     The oldest embeddings are overwritten; where the size is a multiple of the batch this is PACKD's queue of
     batches. Places that were never written have the label -1.
 
-    Several devices: every rank fills its own queue, as in PACKD.
+    Several processes: each fills its own queue, as in PACKD, or all fill equal ones, by what it is given.
 
     Args:
         size: Q, embeddings that are kept.
@@ -112,7 +119,14 @@ class QueueMemory(MemoryBank):
             )
         return (self.cursor + torch.arange(count, device=self.cursor.device)) % len(self.rows)
 
-    def draw(self, index: Tensor, labels: Tensor, views: int, generator: torch.Generator) -> Tensor:
+    def draw(
+        self,
+        index: Tensor,
+        labels: Tensor,
+        views: int,
+        generator: torch.Generator,
+        entering: Tensor | None = None,
+    ) -> Tensor:
         """Places to contrast with in the queue as it will be with this batch in it.
 
         Args:
@@ -124,7 +138,8 @@ class QueueMemory(MemoryBank):
         Returns:
             `[B M, K]` int64, sample-major; places of the own class where the queue holds no other.
         """
-        held = self.labels.index_copy(0, self.places(len(labels)), labels)
+        newest = labels if entering is None else entering
+        held = self.labels.index_copy(0, self.places(len(newest)), newest)
         empty_last = torch.where(held < 0, self.num_classes, held)
         rows, starts, sizes = ClassTable.of(empty_last, self.num_classes + 1)
         table = ClassTable(rows, starts[:-1], sizes[:-1])

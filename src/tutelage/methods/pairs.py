@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tutelage.methods.base import DataSpec, Needs, Networks, Outs, teacher_of
-from tutelage.models.network import Ask, probe
+from tutelage.models.network import Ask, Network, Shapes, probe
 
 STAGES = Needs(student=Ask(stages=True), teacher=Ask(stages=True))
 """Needs of a method that compares stages; `base.paired_stages` checks in `setup` that these pair."""
@@ -32,3 +32,9 @@ def pooled_widths(nets: Networks, data: DataSpec) -> tuple[int, int]:
     student, teacher = (probe(net, data.image_shape).pooled for net in (nets.student, nets.teacher))
     assert student is not None and teacher is not None
     return student[0], teacher[0]
+
+
+def on_tokens(network: Network, shapes: Shapes) -> bool:
+    """Whether the stages of ``network`` pass on tokens, or maps with the channels last, rather than maps."""
+    taps = network.taps
+    return taps.channels_last or taps.prefix_tokens > 0 or any(len(s) == 2 for s in shapes.inputs if s)

@@ -61,3 +61,20 @@ def _resize(
         f"no convolution maps the student's feature to the teacher's: their sides are {shapes}, and a "
         "smaller student map must be exactly half; choose another stage"
     )
+
+
+def initialise_projector(module: nn.Module) -> None:
+    """Give one layer the weights that OFA-KD's and PAT's projectors start from; use as ``parts.apply(...)``.
+
+    Convolutions: Kaiming normal for the fan out of a ReLU, their biases PyTorch's. Linear layers: normal of
+    deviation 0.02 cut off at two units, no bias. Norms start with scale 1 and shift 0 anyway.
+
+    Source:
+        OFAKD and PAT ``distillers/utils.py``.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

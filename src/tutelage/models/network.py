@@ -44,7 +44,8 @@ class Outputs(NamedTuple):
         logits: [B, N] for N classes.
         pooled: [B, D], what the last linear layer receives.
         stages: [B, C_l, H_l, W_l] for each stage, the stem's in front where it was asked for; tokens laid out
-            as a map, without class token.
+            as a map, without class token. The P tokens before the patches, where asked for, follow, a map
+            [B, C_l, P, 1] for each stage.
         branches: [B, N_b] for each auxiliary classifier that was asked for.
     """
 
@@ -63,6 +64,8 @@ class Ask:
         stages: The features at the ends of the stages, see `taps.describe_taps`.
         preact: The stages' features before their last activation (networks of the zoo only).
         stem: The stem's features too, in front of the stages'.
+        prefix: The tokens before the patches too (class, distillation, registers), as further maps behind the
+            stages'; none where the network doesn't have them at its stages.
         branches: How many numbers each auxiliary branch answers with: N for classes (DPCD), 4N for classes
             times rotations (HSAKD), 0 for no branches.
         chosen: The branches by number, from 1 for the one after the first stage; empty for all.
@@ -73,6 +76,7 @@ class Ask:
     stages: bool = False
     preact: bool = False
     stem: bool = False
+    prefix: bool = False
     branches: int = 0
     chosen: tuple[int, ...] = ()
     detached: bool = False
@@ -159,6 +163,7 @@ class Network(nn.Module):
         check_ask(model, ask, role)
         self.branches = build_branches(model, ask.branches, ask.chosen) if ask.branches else None
         self._indices = self._needed_features()
+        self._prefix = ask.prefix and self.taps.tells_prefix
         if self._indices and not self.taps.native:
             self._recorders = [_hook(model, _feature_path(model, index)) for index in self._indices]
         if role != "trained":
@@ -269,7 +274,12 @@ class Network(nn.Module):
             features, found = self._listen(images)
         else:
             options: dict[str, Any] = {"preact": True} if self.ask.preact else {}
+            if self._prefix:
+                options["return_prefix_tokens"] = True
             features, found = model.forward_intermediates(images, indices=self._indices, **options)
+        tokens: list[Tensor] = []
+        if self._prefix:
+            found, tokens = [both[0] for both in found], [both[1] for both in found]
         maps = dict(zip(self._indices, found, strict=True))
         answers: tuple[Tensor, ...] = ()
         if self.branches is not None:
@@ -280,6 +290,7 @@ class Network(nn.Module):
         stages = [maps[index] for index in self._stage_indices()]
         if self.taps.stages[-1].final:
             stages[-1] = features
+        stages += [of_stage.transpose(1, 2).unsqueeze(3) for of_stage in tokens]
         return features, tuple(stages), answers
 
     def _listen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -348,6 +359,8 @@ def check_ask(model: nn.Module, ask: Ask, role: Role = "trained") -> None:
         )
     if ask.preact and not ask.stages:
         raise UserError("features before the activation are stage features; ask for stages too")
+    if ask.prefix and not ask.stages:
+        raise UserError("class tokens come behind the stages' features; ask for stages too")
     if ask.stem and not ask.stages:
         raise UserError("the stem's features come in front of the stages'; ask for stages too")
     if ask.stem and describe_taps(model).stem is None:

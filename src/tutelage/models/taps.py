@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from timm.models.efficientnet import EfficientNet
@@ -52,6 +53,7 @@ class Taps:
         stages: First to last.
         native: ``forward_intermediates`` gives the features; otherwise hooks on `Stage.module` do.
         prefix_tokens: Tokens before the patches (class, distillation, registers).
+        tells_prefix: ``forward_intermediates`` hands these over too; CaiT, for one, has none at its stages.
         channels_last: Maps inside the network are [B, H, W, C].
         stem: Index of the feature in front of the first stage; None where there is none.
     """
@@ -59,6 +61,7 @@ class Taps:
     stages: tuple[Stage, ...]
     native: bool
     prefix_tokens: int = 0
+    tells_prefix: bool = False
     channels_last: bool = False
     stem: int | None = None
 
@@ -87,7 +90,8 @@ def describe_taps(model: nn.Module) -> Taps:
         UserError: The network names no features; the sentence says what it lacks.
     """
     info = getattr(model, "feature_info", None)
-    native = callable(getattr(model, "forward_intermediates", None))
+    intermediates = getattr(model, "forward_intermediates", None)
+    native = callable(intermediates)
     if not isinstance(info, list) or not info:
         lacking = "'feature_info'" if native else "both 'forward_intermediates' and 'feature_info'"
         raise UserError(
@@ -107,10 +111,13 @@ def describe_taps(model: nn.Module) -> Taps:
             f"the stages of {type(model).__name__} can't be tapped, because it lacks 'forward_intermediates' "
             f"and has no module '{missing[0]}'; take a method that needs no stages (kd, dkd, dist)"
         )
+    prefix_tokens = int(getattr(model, "num_prefix_tokens", 0) or 0)
+    options = signature(intermediates).parameters if callable(intermediates) else {}
     return Taps(
         stages,
         native,
-        prefix_tokens=int(getattr(model, "num_prefix_tokens", 0) or 0),
+        prefix_tokens=prefix_tokens,
+        tells_prefix=prefix_tokens > 0 and "return_prefix_tokens" in options,
         channels_last=str(getattr(model, "output_fmt", "NCHW")) == "NHWC",
         stem=None if equal_blocks or stages[0].index == 0 else stages[0].index - 1,
     )

@@ -35,7 +35,17 @@ class DataRecipe(Section):
         0.0, ge=0, lt=1, description="Share of the training images held out, stratified, for validation."
     )
     image_size: int | None = Field(
-        None, ge=8, description="Side of the images in pixels, for datasets of image files; None: customary."
+        None,
+        ge=8,
+        description="Side of the images in pixels; None: the dataset's. Training then crops and resizes at "
+        "random, evaluation shows the centre.",
+    )
+    crop_share: float = Field(
+        0.875,
+        gt=0,
+        le=1,
+        description="Share of the resized side that evaluation shows (timm's crop_pct), where images are "
+        "resized.",
     )
     augment: bool | Literal["autoaugment"] = Field(
         True,
@@ -46,7 +56,7 @@ class DataRecipe(Section):
         None, description="Normalisation mean; None takes it from the weights' sidecar or the dataset."
     )
     std: tuple[float, float, float] | None = Field(None, description="Normalisation std; None as for mean.")
-    batch_size: int = Field(64, ge=1, description="Images per training step.")
+    batch_size: int = Field(64, ge=1, description="Images per training step, of all processes together.")
     branch_evaluation: bool = Field(
         True,
         description="Measure branches too, over all rotations; false measures backbones on upright images "
@@ -127,6 +137,11 @@ class RuntimeRecipe(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves PyTorch's choice.")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="Keep an exponential moving average of the student with this decay."
+    )
+    sync_batchnorm: bool = Field(
+        False,
+        description="With several processes: batch norms that train count the images of all of them (CUDA); "
+        "else each counts its own.",
     )
     checkpoint_steps: int | None = Field(
         None, ge=1, description="Also save the state every so many steps; None saves once an epoch."

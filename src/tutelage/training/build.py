@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from torch import nn
 from tutelage.data import (
     AutoAugment,
     CropFlip,
+    DatasetInfo,
     ImageData,
     ImageFolders,
     ResidentData,
+    ResizedViews,
+    Share,
     StreamData,
     Views,
     dataset_info,
@@ -30,6 +34,15 @@ from tutelage.models.fingerprint import fingerprint, weights_hash
 from tutelage.models.network import Ask, Network, Role, check_input, create_network
 from tutelage.models.weights import load_into, read_sidecar, read_state_dict
 from tutelage.recipes import ModelRecipe, Recipe
+from tutelage.recipes.schema import DataRecipe
+from tutelage.training.distributed import (
+    first_here,
+    launched_here,
+    own_device,
+    rank,
+    with_synchronised_norms,
+    world,
+)
 from tutelage.training.optimisers import create_optimiser
 
 DATA_FOLDER = Path("data")
@@ -72,10 +85,11 @@ def assemble(recipe: Recipe) -> Parts:
     check_roles(recipe, method)
     data = load_data(recipe, device)
     info, given = data.info, normalisation(recipe)
+    synchronised = synchronises(recipe, device)
     torch.manual_seed(recipe.seed)
     needs = method.needs.for_classes(info.num_classes)
     students = tuple(
-        build_network(part, data, given, needs.student, needs.student_role, "student")
+        build_network(part, data, given, needs.student, needs.student_role, "student", synchronised)
         for part in student_recipes(recipe, method)
     )
     teacher, facts = None, {}
@@ -85,10 +99,10 @@ def assemble(recipe: Recipe) -> Parts:
     nets = Networks(students, teacher)
     for net in (*students, *([teacher] if teacher else [])):
         place(net, device, recipe.runtime.channels_last)
-    spec = DataSpec(
-        info.num_classes, (3, *image_size(data)), data.train_labels, data.take, data.view_count
-    )
+    spec = DataSpec(info.num_classes, (3, *image_size(data)), data.train_labels, data.take, data.view_count)
     method.setup(nets, spec)
+    if synchronised:
+        with_synchronised_norms(method)
     method.to(device)
     create_optimiser(
         nn.ModuleList([*students, method]), recipe.optimiser
@@ -145,10 +159,17 @@ def student_recipes(recipe: Recipe, method: Method) -> tuple[ModelRecipe, ...]:
 
 
 def load_data(recipe: Recipe, device: torch.device) -> ImageData:
-    """The recipe's dataset with its split, augmentation and normalisation, on ``device``."""
+    """This process's share of the data, split, augmented and normalised as the recipe says, on ``device``."""
+    data = _whole_data(recipe, device)
+    data.share = Share(rank(), world())
+    return data
+
+
+def _whole_data(recipe: Recipe, device: torch.device) -> ImageData:
     wanted = recipe.data
     folder = Path(wanted.dir) if wanted.dir is not None else DATA_FOLDER
-    dataset = load_dataset(wanted.name, folder, download=wanted.download)
+    with first_here() if wanted.download else nullcontext():
+        dataset = load_dataset(wanted.name, folder, download=wanted.download)
     mean, std = normalisation(recipe)
     train, val = split(dataset.train_labels, wanted.few_ratio, wanted.val_fraction)
     common: dict[str, Any] = {
@@ -160,22 +181,39 @@ def load_data(recipe: Recipe, device: torch.device) -> ImageData:
     }
     if isinstance(dataset, ImageFolders):
         workers = recipe.runtime.workers
-        workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
+        if workers is None:
+            workers = max(min((os.cpu_count() or 1) // launched_here(), MOST_WORKERS), 1)
         if wanted.augment == "autoaugment":
             raise UserError("data.augment autoaugment is for images held in memory; use true or false here")
         return StreamData(
-            dataset, device, wanted.image_size, augment=wanted.augment, workers=workers, **common
+            dataset,
+            device,
+            wanted.image_size,
+            crop_share=wanted.crop_share,
+            augment=wanted.augment,
+            workers=workers,
+            **common,
         )
-    info = dataset.info
-    if wanted.image_size not in (None, info.image_size):
-        raise UserError(
-            f"the images of '{info.name}' have {info.image_size} pixels; drop data.image_size, which is for "
-            "datasets of image files"
-        )
-    augment: Views = info.augment if wanted.augment else CropFlip(info.image_size, 0, False)
-    if wanted.augment == "autoaugment":
-        augment = AutoAugment(info.augment)
+    augment = resident_views(dataset.info, wanted)
     return ResidentData(dataset, device, augment=augment, **common)
+
+
+def resident_views(info: DatasetInfo, wanted: DataRecipe) -> Views:
+    """How images in memory are varied and, where the recipe asks for another size, resized.
+
+    Raises:
+        UserError: AutoAugment is asked for on resized images.
+    """
+    size = info.image_size
+    if wanted.image_size not in (None, size):
+        if wanted.augment == "autoaugment":
+            raise UserError(f"data.augment autoaugment is for images of {size} pixels; drop data.image_size")
+        return ResizedViews(
+            size, wanted.image_size, wanted.crop_share, flip=info.flip, vary=bool(wanted.augment)
+        )
+    if wanted.augment == "autoaugment":
+        return AutoAugment(info.augment)
+    return info.augment if wanted.augment else CropFlip(size, 0, False)
 
 
 def split(
@@ -236,7 +274,13 @@ def image_size(data: ImageData) -> tuple[int, int]:
 
 
 def build_network(
-    part: ModelRecipe, data: ImageData, given: tuple[RGB, RGB], ask: Ask, role: Role, name: str
+    part: ModelRecipe,
+    data: ImageData,
+    given: tuple[RGB, RGB],
+    ask: Ask,
+    role: Role,
+    name: str,
+    synchronised: bool = False,
 ) -> Network:
     """Create one network, load its weights, check that it takes the images, and adapt its normalisation.
 
@@ -247,6 +291,7 @@ def build_network(
         ask: What it must hand over.
         role: "trained" or "frozen".
         name: What messages call it.
+        synchronised: Whether batch norms that train count the images of all processes.
 
     Raises:
         UserError: Unknown name, unreadable or unfitting weights, other class count, image size refused.
@@ -256,7 +301,11 @@ def build_network(
         imported = read_state_dict(Path(part.weights), prefix=part.prefix)
         load_into(model, imported.state, f"{name} weights {part.weights}")
     check_input(model, image_size(data))
+    if synchronised and role == "trained":
+        model = with_synchronised_norms(model)
     network = Network(model, ask, role)
+    if network.branches is not None and synchronised and role != "frozen":
+        with_synchronised_norms(network.branches)
     if network.branches is not None and part.weights is not None and (imported.branches or role == "frozen"):
         load_branches(network.branches, imported.branches, f"{name} weights {part.weights}")
     own = own_normalisation(part)
@@ -289,6 +338,21 @@ class Renormalise(nn.Module):
         return images * self.scale + self.shift
 
 
+def synchronises(recipe: Recipe, device: torch.device) -> bool:
+    """Whether batch norms are to count the images of all processes.
+
+    Raises:
+        UserError: They are, on devices that can't.
+    """
+    wanted = recipe.runtime.sync_batchnorm and world() > 1
+    if wanted and device.type != "cuda":
+        raise UserError(
+            "runtime.sync_batchnorm works on CUDA devices alone; drop it, and each process normalises by "
+            "its own images"
+        )
+    return wanted
+
+
 def place(network: Network, device: torch.device, channels_last: bool) -> None:
     """Move to ``device`` in the wanted memory layout."""
     if channels_last:
@@ -298,13 +362,13 @@ def place(network: Network, device: torch.device, channels_last: bool) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA when there is one.
+    """``auto`` is CUDA when there is one; each of several processes takes its own device.
 
     Raises:
         UserError: No such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -315,7 +379,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"device '{name}' is not there ({torch.cuda.device_count()} CUDA devices found); use --device cpu"
         )
-    return device
+    return own_device(device)
 
 
 def set_up_torch(recipe: Recipe) -> None:
@@ -339,6 +403,7 @@ def protocol(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         "test_images": data.size("test"),
         "image_size": list(image_size(data)),
         "epochs": recipe.schedule.epochs,
+        **({"processes": world()} if world() > 1 else {}),
     }
 
 

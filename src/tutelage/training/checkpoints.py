@@ -11,7 +11,7 @@ import torch
 from tutelage.errors import UserError
 from tutelage.files import write_atomically
 
-VERSION = 1
+VERSION = 2
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

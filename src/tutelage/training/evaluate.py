@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.data.batch import Batch
 from tutelage.data.views import rotate_batch
 from tutelage.models.network import Outputs
+from tutelage.training.distributed import from_all
 from tutelage.training.metrics import branch_correct, topk_correct
 
 
@@ -21,7 +22,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], rotations: int = 0) -> 
 
     Args:
         model: A network or a plain timm model; its training mode is put back afterwards.
-        batches: Un-augmented batches; the last may be short, every image counts once.
+        batches: Un-augmented batches; the last may be short, every image counts once. Several processes give
+            batches of their own each, whose sums are added up; all get the same result.
         rotations: How many rotations the branches' heads tell apart: 4 (HSAKD), 1 (DPCD); 0 leaves the
             branches out, which shows every image upright only. Loss and accuracy of the backbone are those
             of the upright images in any case.
@@ -34,26 +36,24 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], rotations: int = 0) -> 
     """
     was_training = model.training
     model.eval()
-    loss: torch.Tensor | float = 0.0
-    correct: torch.Tensor | int = 0
-    joint: torch.Tensor | int = 0
-    classes: torch.Tensor | int = 0
-    images = 0
+    sums: Tensor | None = None
     for batch in batches:
         output = model((rotate_batch(batch) if rotations > 1 else batch).images)
         logits = output.logits[:: max(rotations, 1)] if isinstance(output, Outputs) else output
+        loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum").double()
+        counts = [topk_correct(logits, batch.targets)]
         if rotations:
             hits = branch_correct(output.branches, batch.targets, rotations, ks=(1,))
-            joint, classes = joint + hits.joint[:, 0], classes + hits.classes[:, 0]
-        loss = loss + F.cross_entropy(logits.float(), batch.targets, reduction="sum").double()
-        correct = correct + topk_correct(logits, batch.targets)
-        images += len(batch.targets)
+            counts += [hits.joint[:, 0], hits.classes[:, 0]]
+        row = torch.cat([loss.new_full((1,), len(batch.targets)), loss.view(1), *counts])
+        sums = row if sums is None else sums + row
     model.train(was_training)
-    top1, top5 = (100.0 * torch.as_tensor(correct, dtype=torch.float64) / images).tolist()
-    result: dict[str, Any] = {"loss": float(loss) / images, "top1": top1, "top5": top5, "images": images}
+    own = [] if sums is None else sums.tolist()  # one of several processes may have had no batch
+    images, loss_sum, *correct = (sum(part) for part in zip(*filter(None, from_all(own)), strict=True))
+    top1, top5 = (100.0 * hits / images for hits in correct[:2])
+    result: dict[str, Any] = {"loss": loss_sum / images, "top1": top1, "top5": top5, "images": int(images)}
     if rotations:
-        result["branches"] = {
-            name: (100.0 * torch.as_tensor(hit, dtype=torch.float64) / (images * rotations)).tolist()
-            for name, hit in (("joint_top1", joint), ("class_top1", classes))
-        }
+        shares = [100.0 * hits / (images * rotations) for hits in correct[2:]]
+        half = len(shares) // 2
+        result["branches"] = {"joint_top1": shares[:half], "class_top1": shares[half:]}
     return result

@@ -37,6 +37,19 @@ from tutelage.training.build import (
     sidecar_of,
     student_recipes,
 )
+from tutelage.training.distributed import (
+    Onlooker,
+    check_batch,
+    check_processes,
+    death_told,
+    from_writer,
+    is_writer,
+    open_run,
+    processes,
+    restarted,
+    wait_for_all,
+    world,
+)
 from tutelage.training.evaluate import evaluate as evaluate_network
 from tutelage.training.loop import Interrupted, Trainer, amp_type
 from tutelage.training.progress import Reporter
@@ -183,13 +196,40 @@ def _start(
     resolved = resolve_flags(task, recipe, list(settings), flags)
     if task == "train" and resolved.teacher is not None:
         raise UserError("train takes no teacher; use 'tutelage distill', or drop the teacher from the recipe")
-    folder = Path(out) if out is not None else default_folder(resolved)
-    RunFolder.claim(folder)  # refuses before any work is done
-    parts = assemble(resolved)
-    reporter = reporter or Reporter(quiet=True)
-    facts = starting_facts(resolved, parts, reporter)
-    run = RunFolder.create(folder, dump(resolved), facts)
-    return _fit(resolved, parts, run, reporter)
+    with processes(pick_device(resolved.runtime.device)):
+        check_batch(resolved.data.batch_size)
+        folder, begun = from_writer(lambda: claim(out, resolved))  # refuses before any work is done
+        parts = assemble(resolved)
+        reporter = speaker(reporter)
+        if begun:
+            reporter.say(f"going on with {folder} after a restart")
+            return _fit(resolved, parts, open_run(folder), reporter)
+        facts = starting_facts(resolved, parts, reporter)
+        run = RunFolder.create(folder, dump(resolved), facts) if is_writer() else Onlooker(folder)
+        return _fit(resolved, parts, run, reporter)
+
+
+def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
+    """The folder of a run that is to begin, and whether it has already begun there.
+
+    It has where ``torchrun`` started the processes again after one of them failed, and the folder they were
+    told to write to holds a run of the same recipe.
+
+    Raises:
+        UserError: The folder holds another run, or one that nobody restarted.
+        TutelageError: It can't be written.
+    """
+    folder = Path(out) if out is not None else default_folder(recipe)
+    run = RunFolder(folder)
+    if restarted() and run.facts_file.exists() and resolve(str(run.recipe)).hash() == recipe.hash():
+        return folder, True
+    RunFolder.claim(folder)
+    return folder, False
+
+
+def speaker(reporter: Reporter | None) -> Reporter:
+    """Where progress is shown: by one process alone."""
+    return reporter if reporter is not None and is_writer() else Reporter(quiet=True)
 
 
 def resume(run: str | Path, *, device: str | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -201,12 +241,14 @@ def resume(run: str | Path, *, device: str | None = None, reporter: Reporter | N
         reporter: Where progress is shown; None shows nothing.
 
     Raises:
-        UserError: No run there, or no usable state.
+        UserError: No run there, or no usable state, or begun by another number of processes.
         TutelageError: The run failed or was interrupted again.
     """
-    folder = RunFolder.open(Path(run))
-    recipe = resolve(str(folder.recipe), {"runtime.device": device})
-    return _fit(recipe, assemble(recipe), folder, reporter or Reporter(quiet=True))
+    recipe = resolve(str(RunFolder.open(Path(run)).recipe), {"runtime.device": device})
+    with processes(pick_device(recipe.runtime.device)):
+        folder = open_run(Path(run))
+        check_processes(folder.facts().get("protocol", {}).get("processes", 1), folder.path)
+        return _fit(recipe, assemble(recipe), folder, speaker(reporter))
 
 
 def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> dict[str, Any]:
@@ -219,16 +261,20 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
         "recipe_hash": recipe.hash(),
     }
     trainer = Trainer(recipe, parts.nets, parts.method, parts.data, run, reporter, sidecar)
-    if run.state.exists():  # otherwise the run stopped before its first checkpoint and begins again
+    if from_writer(run.state.exists):  # else the run stopped before its first checkpoint and begins again
         trainer.load()
     else:
         run.keep_metrics(0)
     began = time.perf_counter()
     before = trainer.seconds
     try:
-        last = trainer.fit()
+        with death_told():
+            last = trainer.fit()
     except TutelageError as error:
         run.update(status="interrupted" if isinstance(error, Interrupted) else "failed", reason=str(error))
+        raise
+    except Exception as error:  # a defect, or a device out of memory
+        run.update(status="failed", reason=f"{type(error).__name__}: {error}")
         raise
     run.update(
         status="finished",
@@ -242,7 +288,9 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
             "images_per_second": last["images_per_second"],
         },
     )
-    write_page(run.path / "index.html", [run.path])
+    if is_writer():
+        write_page(run.path / "index.html", [run.path])
+    wait_for_all()
     return {"out": str(run.path), **run.facts()}
 
 
@@ -298,8 +346,9 @@ def accuracy_warning(role: str, measured: float, expected: float | None) -> str 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the run computes on."""
     if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device), "count": 1}
-    return {"device": f"cpu ({platform.machine()})", "threads": torch.get_num_threads()}
+        return {"device": torch.cuda.get_device_name(device), "count": world()}
+    together = {"processes": world()} if world() > 1 else {}
+    return {"device": f"cpu ({platform.machine()})", "threads": torch.get_num_threads(), **together}
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -362,16 +411,18 @@ def evaluate(
         raise UserError(f"'{name}' has no weights, so there is nothing to evaluate; give --weights FILE")
     chosen = pick_device(recipe.runtime.device)
     set_up_torch(recipe)
-    loaded = load_data(recipe, chosen)
-    given = normalisation(recipe)
-    ask = branches_of(recipe)
-    network = build_network(recipe.student, loaded, given, ask, "frozen", "model")
-    place(network, chosen, recipe.runtime.channels_last)
-    batches = loaded.eval_batches("test", recipe.data.eval_batch_size)
-    result = evaluate_network(network, batches, ask.branches // loaded.info.num_classes)
+    with processes(chosen):
+        loaded = load_data(recipe, chosen)
+        given = normalisation(recipe)
+        ask = branches_of(recipe)
+        network = build_network(recipe.student, loaded, given, ask, "frozen", "model")
+        place(network, chosen, recipe.runtime.channels_last)
+        batches = loaded.eval_batches("test", recipe.data.eval_batch_size)
+        result = evaluate_network(network, batches, ask.branches // loaded.info.num_classes)
+        writing = is_writer()
     expected = sidecar_of(recipe.student).get("top1")
     warning = accuracy_warning("model", result["top1"], expected)
-    if warning and reporter is not None:
+    if warning and reporter is not None and writing:
         reporter.warn(warning)
     return {
         "model": name,

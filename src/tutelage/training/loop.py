@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
+from torch import nn
 
 from tutelage.data import ImageData
 from tutelage.data.batch import Batch
@@ -21,6 +22,24 @@ from tutelage.recipes import Recipe
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import student_recipes
 from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
+from tutelage.training.distributed import (
+    anywhere,
+    average_statistics,
+    check_processes,
+    copy_from_writer,
+    differing,
+    distributed,
+    from_all,
+    from_writer,
+    is_writer,
+    rank,
+    rank_seed,
+    remembered,
+    resume_command,
+    to_writer,
+    wait_for_all,
+    world,
+)
 from tutelage.training.evaluate import evaluate
 from tutelage.training.events import EventWriter
 from tutelage.training.meter import Meter
@@ -68,7 +87,9 @@ class Trainer:
         self.rotations = method.needs.student_branches if recipe.data.branch_evaluation else 0
         self.steps_per_epoch = data.steps_per_epoch(recipe.data.batch_size)
         self.generator = torch.Generator(device=self.device)
-        self.generator.manual_seed(recipe.seed)
+        self.generator.manual_seed(rank_seed(recipe.seed))
+        if not is_writer():  # the parts were made from the same numbers in all processes; what follows is not
+            torch.manual_seed(rank_seed(recipe.seed))
         decay = recipe.runtime.ema_decay
         self.ema = [ModelEmaV3(net.model, decay=decay) for net in nets.students] if decay else []
         self.step_nets = nets.folded(data.info.image_size)
@@ -91,7 +112,8 @@ class Trainer:
             TutelageError: The loss is not finite, or the disk is full.
         """
         total = sum(self._epochs(phase) for phase in self.phases) * self.steps_per_epoch
-        events = EventWriter(self.run.path, self.recipe.runtime.tensorboard, purge_step=self._epochs_done())
+        wanted = self.recipe.runtime.tensorboard and is_writer()
+        events = EventWriter(self.run.path, wanted, purge_step=self._epochs_done())
         self.reporter.start(total, self._epochs_done() * self.steps_per_epoch + self.step)
         try:
             with self._stop_signals():
@@ -102,6 +124,7 @@ class Trainer:
         finally:
             self.reporter.stop()
             events.close()
+        wait_for_all()  # for the writer's last line
         return self.run.metrics()[-1]
 
     # -- one phase, one epoch, one step -------------------------------------------------------------
@@ -114,11 +137,12 @@ class Trainer:
         with_students = phase.trains == "student"
         self.module = Step(self.step_nets, self.method, phase.objective, self.amp, with_students)
         self.call: Callable[[Batch, Clock], StepResult] = self.module
+        self.together = distributed(self.module) if phase.update else None
         self.compiled = False
         self.optimiser = create_optimiser(self.module, self.recipe.optimiser)
         if self.phase:  # so that it doesn't matter how, or whether here, the stretch before was trained
-            torch.manual_seed(self.recipe.seed + self.phase)
-            self.generator.manual_seed(self.recipe.seed + self.phase)
+            torch.manual_seed(rank_seed(self.recipe.seed) + self.phase)
+            self.generator.manual_seed(rank_seed(self.recipe.seed) + self.phase)
         self.trained_parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def _run_epoch(self) -> dict[str, Any]:
@@ -127,12 +151,13 @@ class Trainer:
         ticker = Ticker()
         self._train_mode(phase)
         for batch in self.data.train_batches(self._epochs_done(), recipe.seed, recipe.data.batch_size, first):
+            images += self._rows(batch)
             rate = self._train_step(batch, phase)
-            images += len(batch.targets)
-            if ticker.due():
+            if is_writer() and ticker.due():
                 self._show(phase, images / (time.perf_counter() - began))
             self._after_step()
         self._synchronise()
+        self._average_statistics()
         train_seconds = time.perf_counter() - began
         record: dict[str, Any] = {
             "phase": phase.name,
@@ -160,15 +185,17 @@ class Trainer:
             torch.full((), float(self.epoch), device=self.device),
             torch.full((), float(count), device=self.device),
         )
-        rows = len(batch.targets)
+        rows, share = self._rows(batch), self.data.share
+        self.method.row_counts = share.unequal(rows)
         batch = self.method.views(batch, self.generator)
         full = rows == recipe.data.batch_size
         if full and not self.compiled and wants_compile(recipe, self.device):
             self._compile(batch, clock)
         # A short last batch would need a second compilation for one step an epoch.
-        result = (self.call if full else self.module)(batch, clock)
+        call = self.call if full else self.module
+        result = self.together(call, batch, clock) if self.together else call(batch, clock)
         if phase.update:
-            result.loss.backward()
+            (result.loss * share.factor(rows)).backward()
             if recipe.optimiser.clip_grad is not None:
                 torch.nn.utils.clip_grad_norm_(self.trained_parameters, recipe.optimiser.clip_grad)
             self.optimiser.step()
@@ -176,7 +203,7 @@ class Trainer:
             for average, net in zip(self.ema, self.nets.students, strict=False):
                 average.update(net.model)
         self.method.commit(batch)
-        self.meter.add(result, rows)
+        self.meter.add(result, share.counted(rows))
         self.step += 1
         if (self.epoch, self.step) == (0, 1):
             self._note_beginning(phase)
@@ -233,7 +260,7 @@ class Trainer:
 
     def _end_phase(self) -> None:
         phase = self.phases[self.phase]
-        if phase.part and self.recipe.runtime.reuse_stages:
+        if phase.part and self.recipe.runtime.reuse_stages and is_writer():
             save_stage(self._stage_facts(phase), self.method.get_submodule(phase.part))
         self.phase, self.epoch = self.phase + 1, 0
         self._begin_phase()
@@ -244,9 +271,10 @@ class Trainer:
         beginning = (self.epoch, self.step) == (0, 0)
         if not (phase.part and beginning and self.recipe.runtime.reuse_stages):
             return False
-        facts = self._stage_facts(phase)
-        if not load_stage(facts, self.method.get_submodule(phase.part)):
+        facts, part = self._stage_facts(phase), self.method.get_submodule(phase.part)
+        if not from_writer(lambda: load_stage(facts, part)):
             return False
+        copy_from_writer(part)
         self.reporter.say(f"{phase.name}: taken over from an earlier run ({stage_path(facts)})")
         self.run.update(taken_over={phase.name: stage_path(facts).name})
         self.phase += 1
@@ -255,11 +283,12 @@ class Trainer:
         return True
 
     def _stage_facts(self, phase: Phase) -> dict[str, Any]:
-        return phase_facts(self.recipe, self.nets, self.method, self.data, phase, self.amp)
+        facts = phase_facts(self.recipe, self.nets, self.method, self.data, phase, self.amp)
+        return facts if world() == 1 else {**facts, "processes": world()}
 
     def _report_unreadable(self) -> None:
         """Name image files that couldn't be read, in the record and once to the user."""
-        bad = sorted(self.data.unreadable)
+        bad = sorted(set[str]().union(*from_all(self.data.unreadable)))
         new = set(bad) - set(self.run.facts().get("unreadable", ()))
         if new:
             self.reporter.warn(f"{len(new)} image files can't be read and were left out, first {min(new)}")
@@ -276,16 +305,24 @@ class Trainer:
     # -- state --------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write everything that is needed to go on to ``state.pt``."""
+        """Write everything that is needed to go on to ``state.pt``: once, with what differs by process."""
+        parts = self._parts()
+        gathered = to_writer(
+            {
+                "random": random_state(self.generator),
+                "meter": self.meter.state(),
+                "buffers": {name: differing(remembered(part)) for name, part in parts.items()},
+            }
+        )
+        if not is_writer():
+            return
         state = {
             "recipe": self.recipe.hash(),
+            "processes": world(),
             "position": [self.phase, self.epoch, self.step],
-            "students": [net.state_dict() for net in self.nets.students],
-            "method": self.method.state_dict(),
+            **{name: part.state_dict() for name, part in parts.items()},
             "optimiser": self.optimiser.state_dict(),
-            "ema": [average.module.state_dict() for average in self.ema],
-            "random": random_state(self.generator),
-            "meter": self.meter.state(),
+            "own": gathered,
             "best": self.best,
             "seconds": self.seconds,
             "epochs_written": len(self.run.metrics()),
@@ -296,25 +333,30 @@ class Trainer:
         """Go back to the saved state; metrics written after it are cut off.
 
         Raises:
-            UserError: No usable state, or that of another recipe.
+            UserError: No usable state, or that of another recipe or number of processes.
         """
         state = load_state(self.run.state, self.device)
         if state["recipe"] != self.recipe.hash():
             raise UserError(
                 f"{self.run.recipe} is not the recipe the run began with; put that back or start a new run"
             )
+        check_processes(state["processes"], self.run.state)
         self.phase, self.epoch, self.step = state["position"]
         self._begin_phase()
-        for net, weights in zip(self.nets.students, state["students"], strict=True):
-            net.load_state_dict(weights)
-        self.method.load_state_dict(state["method"])
+        own = state["own"][rank()]
+        for name, part in self._parts().items():
+            part.load_state_dict({**state[name], **own["buffers"][name]})
         self.optimiser.load_state_dict(state["optimiser"])
-        for average, weights in zip(self.ema, state["ema"], strict=True):
-            average.module.load_state_dict(weights)
-        restore_random_state(state["random"], self.generator)
-        self.meter.restore(state["meter"])
+        restore_random_state(own["random"], self.generator)
+        self.meter.restore(own["meter"])
         self.best, self.seconds = state["best"], state["seconds"]
         self.run.keep_metrics(state["epochs_written"])
+
+    def _parts(self) -> dict[str, nn.Module]:
+        """What is learnt or remembered, by name."""
+        students = {f"student{number}": net for number, net in enumerate(self.nets.students)}
+        averages = {f"ema{number}": average.module for number, average in enumerate(self.ema)}
+        return {**students, "method": self.method, **averages}
 
     def _merit(self, measured: dict[str, Any]) -> float:
         """What the best epoch is chosen by."""
@@ -324,6 +366,8 @@ class Trainer:
 
     def _save_students(self, suffix: str, record: dict[str, Any]) -> None:
         """Write each network's plain weights, and beside them those with branches where it has any."""
+        if not is_writer():
+            return
         tests = [record["test"], *record.get("peers", [])]
         names = ["student", *(f"peer{number}" for number in range(1, len(tests)))]
         for name, part, net, test in zip(names, self.parts, self.nets.students, tests, strict=True):
@@ -339,9 +383,9 @@ class Trainer:
         """Save when asked to; stop when a signal came."""
         last = self.step == self.steps_per_epoch
         every = self.recipe.runtime.checkpoint_steps
-        if self._stop_signal is not None and not last:
+        if anywhere(self._stop_signal is not None) and not last:
             self.save()
-            raise Interrupted(f"stopped; continue with: tutelage resume {self.run.path}")
+            raise Interrupted(f"stopped; continue with: {resume_command()} {self.run.path}")
         if every and self.step % every == 0 and not last:
             self._check_finite(self.meter.read()["loss"])
             self.save()
@@ -379,7 +423,7 @@ class Trainer:
         return float(record["seconds"]) * (total - self._epochs_done() - 1)
 
     def _show(self, phase: Phase, speed: float) -> None:
-        seen = self.meter.read()
+        seen = self.meter.read_own()
         self._check_finite(seen["loss"])
         done = self._epochs_done() * self.steps_per_epoch + self.step
         self.reporter.step(done, self.epoch, self._epochs(phase), seen["loss"], seen["top1"], speed)
@@ -392,6 +436,16 @@ class Trainer:
                 f"the loss became {loss} in epoch {self.epoch + 1} by step {self.step}; {kept}; "
                 "lower optimiser.lr, set optimiser.clip_grad, or turn runtime.amp off"
             )
+
+    def _rows(self, batch: Batch) -> int:
+        """Images of the current step's batch in all processes."""
+        if world() == 1:
+            return len(batch.targets)
+        return self.data.batch_rows(self.step, self.recipe.data.batch_size)
+
+    def _average_statistics(self) -> None:
+        """Make the processes' networks the same again, before they are measured and saved."""
+        average_statistics(self._parts().values())
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.methods import Clock, Method, Networks, Outs, teacher_of
 from tutelage.models.network import Network, Outputs
+from tutelage.training.distributed import from_all, world
 from tutelage.training.metrics import topk_correct
 
 
@@ -111,6 +112,7 @@ def compiled_or_eager(
 
     The measure is ``|g - g_exact| / |g_exact|`` over all gradients, g_exact from an eager float32 pass: the
     compiled step may be off by `TOLERANCE`, or by twice what rounding costs the eager step under autocast.
+    Of several processes each compares its own gradients, and all go on eager if one of them has a reason to.
 
     Args:
         step: The step; its parameters, buffers and the random state are as before afterwards.
@@ -122,22 +124,39 @@ def compiled_or_eager(
     """
     # Inductor's own random numbers differ from eager ones, and with them every dropout mask.
     compiled = torch.compile(step, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    reasons = from_all(_why_not(step, compiled, batch, clock))
+    found = [f"process {rank}: {why}" if len(reasons) > 1 else why for rank, why in enumerate(reasons) if why]
+    return (step, found[0]) if found else (compiled, None)
+
+
+def _why_not(
+    step: Step, compiled: Callable[[Batch, Clock], StepResult], batch: Batch, clock: Clock
+) -> str | None:
+    """Why ``compiled`` is not to be used in the place of ``step``; None where it may be."""
+
+    def call(batch: Batch, clock: Clock) -> StepResult:
+        try:
+            return compiled(batch, clock)
+        except Exception:
+            step(batch, clock)  # the other processes' calls may wait for the rows that this one gathers
+            raise
+
     amp, step.amp = step.amp, None
     exact = _gradients(step, step, batch, clock)
     step.amp = amp
     rounding = 0.0 if amp is None else relative_difference(_gradients(step, step, batch, clock), exact)
     try:
-        gradients = _gradients(step, compiled, batch, clock)
+        gradients = _gradients(step, compiled if world() == 1 else call, batch, clock)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
-        return step, f"compiling failed ({type(error).__name__}: {reason})"
+        return f"compiling failed ({type(error).__name__}: {reason})"
     difference = relative_difference(gradients, exact)
     if not difference <= max(TOLERANCE, 2 * rounding):
-        return step, (
+        return (
             f"compiled gradients differ from exact ones by {difference:.2g} (relative), eager ones by "
             f"{rounding:.2g}"
         )
-    return compiled, None
+    return None
 
 
 def relative_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
