@@ -24,6 +24,7 @@ from tutelage.methods.base import (
     paired_stages,
     teacher_of,
 )
+from tutelage.methods.pairs import on_tokens
 from tutelage.methods.pat_modules import (
     MapAligner,
     Position,
@@ -32,7 +33,6 @@ from tutelage.methods.pat_modules import (
     as_grid,
     class_token_last,
 )
-from tutelage.methods.pairs import on_tokens
 from tutelage.methods.pat_prompts import Entrance, FedPrompt, PromptBlock, PromptSwitches
 from tutelage.methods.registry import register_method
 from tutelage.models.network import Ask, Outputs, probe
