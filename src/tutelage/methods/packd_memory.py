@@ -55,6 +55,7 @@ class BankMemory(MemoryBank):
             labels: `[B]` int64 their classes.
             views: M, views of an anchor.
             generator: On the device.
+            entering: Not used: every row is in the bank from the start.
 
         Returns:
             `[B, K + 1]` int64, or `[B, K]` with nothing before the negatives.
