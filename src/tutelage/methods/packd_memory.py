@@ -135,6 +135,7 @@ class QueueMemory(MemoryBank):
             labels: `[B]` int64 their classes.
             views: M, views of an anchor.
             generator: On the device.
+            entering: `[E]` int64 classes of all that enters with this batch; None for ``labels``.
 
         Returns:
             `[B M, K]` int64, sample-major; places of the own class where the queue holds no other.
