@@ -108,6 +108,16 @@ def test_features_before_the_activation():
     assert torch.equal(out.logits, model(x))
 
 
+def test_features_before_the_activation_can_be_left_to_the_network():
+    x = images()
+    for name, told in (("resnet8_cifar", True), ("resnet18", False), ("vit_tiny_patch16_224", False)):
+        model = model_of(name)
+        with torch.no_grad():
+            got = Network(model, Ask(stages=True, preact="if told"))(x).stages
+            expected = Network(model, Ask(stages=True, preact=told))(x).stages
+        assert all(map(torch.equal, got, expected)), name
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
 def test_tokens_before_the_patches_follow_the_stages(name):
     model, x = model_of(name), images()

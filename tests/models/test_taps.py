@@ -7,9 +7,12 @@ from functools import cache
 import pytest
 import timm
 import torch
+from timm.layers import GatedMlp
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
+from tutelage.models.network import Ask, Network, probe
 from tutelage.models.taps import Taps, as_map, describe_taps, split_blocks
 
 
@@ -132,3 +135,95 @@ def test_as_map_strips_the_class_token_and_keeps_the_layout():
     assert torch.equal(as_map(grid, Taps((), False)), grid)
     with pytest.raises(UserError, match="17 tokens"):
         as_map(tokens, Taps((), False))
+
+
+VIT = [(14, 14)] * 4
+HIERARCHY = [(56, 56), (28, 28), (14, 14), (7, 7)]
+
+
+def maps(*channels: int, sides: list[tuple[int, int]] = HIERARCHY) -> list[tuple[int, ...]]:
+    widths = channels * 4 if len(channels) == 1 else channels
+    return [(width, *side) for width, side in zip(widths, sides, strict=True)]
+
+
+def grids(*channels: int) -> list[tuple[int, ...]]:
+    return [(*side, width) for width, side in zip(channels, HIERARCHY, strict=True)]
+
+
+RESNET_INPUTS = [(64, 56, 56), (256, 56, 56), (512, 28, 28), (1024, 14, 14)]
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "inputs", "pooled", "prefix"),
+    [
+        ("resnet18", maps(64, 128, 256, 512), None, 512, 0),
+        ("resnet34", maps(64, 128, 256, 512), None, 512, 0),
+        ("resnet50", maps(256, 512, 1024, 2048), RESNET_INPUTS, 2048, 0),
+        ("mobilenetv1_100", maps(128, 256, 512, 1024), None, 1024, 0),
+        (
+            "mobilenetv2_100",
+            maps(24, 32, 96, 1280),
+            [(16, 112, 112), (24, 56, 56), (32, 28, 28), (96, 14, 14)],
+            1280,
+            0,
+        ),
+        ("efficientnet_b0", maps(24, 40, 112, 1280), None, 1280, 0),
+        (
+            "convnext_tiny",
+            maps(96, 192, 384, 768),
+            [(96, 56, 56), (96, 56, 56), (192, 28, 28), (384, 14, 14)],
+            768,
+            0,
+        ),
+        ("convnext_base", maps(128, 256, 512, 1024), None, 1024, 0),
+        ("swin_tiny_patch4_window7_224", maps(96, 192, 384, 768), grids(96, 192, 384, 768), 768, 0),
+        ("swin_nano_patch4_window7_224", maps(64, 128, 256, 512), grids(64, 128, 256, 512), 512, 0),
+        ("deit_tiny_patch16_224", maps(192, sides=VIT), [(197, 192)] * 4, 192, 1),
+        ("vit_small_patch16_224", maps(384, sides=VIT), [(197, 384)] * 4, 384, 1),
+        ("vit_base_patch16_224", maps(768, sides=VIT), [(197, 768)] * 4, 768, 1),
+        ("beitv2_base_patch16_224", maps(768, sides=VIT), [(197, 768)] * 4, 768, 1),
+        ("mixer_b16_224", maps(768, sides=VIT), [(196, 768)] * 4, 768, 0),
+        ("resmlp_12_224", maps(384, sides=VIT), [(196, 384)] * 4, 384, 0),
+        ("gmlp_s16_224", maps(256, sides=VIT), [(196, 256)] * 4, 256, 0),
+    ],
+)
+def test_shapes_of_the_research_codes_networks(name, stages, inputs, pooled, prefix):
+    network = Network(on_paper(name), Ask(pooled=True, stages=True, prefix=prefix > 0))
+    shapes = probe(network, 224)
+    assert list(shapes.stages[:4]) == stages
+    assert list(shapes.stages[4:]) == [(stages[0][0], 1, 1)] * 4 * prefix
+    assert inputs is None or list(shapes.inputs) == inputs
+    assert shapes.pooled == (pooled,) and network.taps.prefix_tokens == prefix
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "last"),
+    [
+        ("mobilenetv2_100", {}, "bn2"),
+        ("efficientnet_b0", {}, "bn2"),
+        ("resnet18", {}, "layer4"),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 24)}, "stages.3"),
+        ("deit_tiny_patch16_224", {"img_size": 64, "depth": 12, "embed_dim": 24}, "blocks.11"),
+        ("beitv2_base_patch16_224", {"img_size": 64, "depth": 12, "embed_dim": 24}, "blocks.11"),
+        ("mixer", {}, "blocks.11"),
+        ("mixer", {"mlp_ratio": 4, "block_layer": ResBlock, "norm_layer": Affine}, "blocks.11"),
+        ("mixer", {"mlp_ratio": 6, "block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp}, "blocks.11"),
+    ],
+)
+def test_a_stage_is_what_its_last_module_returns(name, settings, last):
+    torch.manual_seed(0)
+    if name == "mixer":  # timm's names of mixers fix their size
+        model = MlpMixer(5, img_size=64, num_blocks=12, embed_dim=16, **settings).eval()
+    else:
+        model = timm.create_model(name, num_classes=5, **settings).eval()
+    network = Network(model, Ask(pooled=True, stages=True))
+    seen: list[Tensor] = []
+    for stage in network.taps.stages:
+        model.get_submodule(stage.module).register_forward_hook(lambda _, __, out: seen.append(out))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        out = network(x)
+    assert network.taps.stages[-1].module == last
+    for tensor, stage in zip(seen, out.stages, strict=True):
+        torch.testing.assert_close(as_map(tensor, network.taps), stage)
+    assert torch.equal(model.get_classifier()(out.pooled), out.logits)

@@ -10,20 +10,23 @@ from torch import Tensor, nn
 from tutelage.errors import TutelageError, UserError, nearest
 from tutelage.models.probing import Size, blank_image, image_shape, undisturbed
 
+HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+"""What names of networks begin with that lie on the Hugging Face hub or in a folder of its layout."""
 
-def create_network(name: str, num_classes: int, **settings: Any) -> nn.Module:
+
+def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Module:
     """Create a model of the zoo or of timm by name.
 
     Args:
         name: As in ``timm.list_models()``; the zoo's names end in ``_cifar``.
-        num_classes: Number of classes N.
+        num_classes: Number of classes N; None takes the network's own number.
         **settings: Passed on to the model, e.g. ``img_size=32`` or ``pretrained=True``.
 
     Raises:
         UserError: No such name (with the nearest known one), or settings that the model doesn't take.
         TutelageError: Pretrained weights can't be had.
     """
-    on_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    on_hub = name.startswith(HUB)
     if not on_hub and not timm.is_model(name):
         hint = nearest(name, timm.list_models())
         raise UserError(f"there is no network '{name}'{hint} (tutelage list models shows all)")
@@ -35,7 +38,8 @@ def create_network(name: str, num_classes: int, **settings: Any) -> nn.Module:
         reason = first_line(error)
         if on_hub or (settings.get("pretrained") and isinstance(error, OSError | RuntimeError)):
             raise TutelageError(
-                f"the pretrained network '{name}' can't be had: {reason}; check name and connection"
+                f"the pretrained weights of '{name}' can't be had: {reason}; check name and connection, or "
+                "fetch a file of them elsewhere and give it as weights"
             ) from error
         given = ", ".join(f"{key}={value}" for key, value in settings.items()) or "no settings"
         raise UserError(
@@ -63,7 +67,8 @@ def check_input(model: nn.Module, size: Size) -> None:
     except Exception as error:
         raise UserError(
             f"{type(model).__name__} can't take images of {height}x{width}{made_for}: {first_line(error)}; "
-            "choose another network or image size, or give the network img_size where it takes one"
+            "choose another network or size (image_size of the data, or of the network alone), or give the "
+            "network args.img_size where it takes one"
         ) from error
     logits = getattr(answer, "logits", answer)
     if not isinstance(logits, Tensor) or logits.ndim != 2:

@@ -60,12 +60,7 @@ def multiply_adds(model: nn.Module, input_size: Size) -> int:
 
     def count(module: nn.Module, args: Any, output: Tensor) -> None:
         nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        # A transposed convolution applies its weights once for each position that goes in.
-        applied_to = args[0] if isinstance(module, TRANSPOSED) else output
-        positions = applied_to.numel() // weight.shape[0]
-        total += weight.numel() * positions
+        total += layer_multiply_adds(module, args, output)
 
     counted = [module for module in model.modules() if isinstance(module, COUNTED)]
     handles = [module.register_forward_hook(count) for module in counted]
@@ -76,6 +71,22 @@ def multiply_adds(model: nn.Module, input_size: Size) -> int:
         for handle in handles:
             handle.remove()
     return total
+
+
+def layer_multiply_adds(module: nn.Module, args: Any, output: Tensor) -> int:
+    """Multiply-adds of one call of a layer of `COUNTED`, for the whole batch; see `multiply_adds`.
+
+    Args:
+        module: The layer.
+        args: What it was called with.
+        output: What it gave.
+    """
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    # A transposed convolution applies its weights once for each position that goes in.
+    applied_to = args[0] if isinstance(module, TRANSPOSED) else output
+    positions = applied_to.numel() // weight.shape[0]
+    return weight.numel() * positions
 
 
 def schema_hash(state: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,8 @@ from tutelage.errors import UserError
 from tutelage.models import zoo
 from tutelage.models.branches import Branches, build_branches
 from tutelage.models.creation import check_input, create_network
-from tutelage.models.probing import Size, blank_image, undisturbed
+from tutelage.models.hooks import Gate, Recorder, gate_at, recorder_at
+from tutelage.models.probing import Size, arriving, blank_image, undisturbed
 from tutelage.models.taps import Taps, as_map, describe_taps
 
 __all__ = [
@@ -62,7 +63,8 @@ class Ask:
     Attributes:
         pooled: The vector before the last linear layer.
         stages: The features at the ends of the stages, see `taps.describe_taps`.
-        preact: The stages' features before their last activation (networks of the zoo only).
+        preact: The stages' features before their last activation (networks of the zoo only); "if told" takes
+            those of other networks as they are.
         stem: The stem's features too, in front of the stages'.
         prefix: The tokens before the patches too (class, distillation, registers), as further maps behind the
             stages'; none where the network doesn't have them at its stages.
@@ -74,7 +76,7 @@ class Ask:
 
     pooled: bool = False
     stages: bool = False
-    preact: bool = False
+    preact: bool | Literal["if told"] = False
     stem: bool = False
     prefix: bool = False
     branches: int = 0
@@ -101,31 +103,6 @@ class Shapes(NamedTuple):
     branches: tuple[tuple[int, ...], ...] = ()
 
 
-class _Gate:
-    """A forward pre-hook that is shut unless a module stands in it.
-
-    An object rather than a closure, so that a copied network has gates of its own.
-    """
-
-    def __init__(self) -> None:
-        self.module: nn.Module | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return None if self.module is None else (self.module(args[0]), *args[1:])
-
-
-class _Recorder:
-    """A forward hook that keeps what its module returned while it listens."""
-
-    def __init__(self) -> None:
-        self.listening = False
-        self.seen: Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self.listening:
-            self.seen = output
-
-
 class Network(nn.Module):
     """A model in a role, which hands over what is asked of it in one pass.
 
@@ -143,7 +120,8 @@ class Network(nn.Module):
         model: The plain model.
         branches: Its auxiliary classifiers, with fresh weights until `branches.load_branches` gives them
             others; None where none are asked for.
-        preprocess: Applied to the images first, e.g. another normalisation; None passes them as they are.
+        preprocess: Applied to the images first, e.g. another size; None passes them as they are.
+        notes: What was done to its weights to make them fit, a sentence each.
 
     Raises:
         UserError: The model can't hand over what is asked.
@@ -158,14 +136,15 @@ class Network(nn.Module):
         self.ask = ask
         self.role = role
         self.preprocess = None
-        self._gates: list[_Gate | None] = []
-        self._recorders: list[_Recorder] = []
+        self.notes: tuple[str, ...] = ()
+        self._gates: list[Gate | None] = []
+        self._recorders: list[Recorder] = []
         check_ask(model, ask, role)
         self.branches = build_branches(model, ask.branches, ask.chosen) if ask.branches else None
         self._indices = self._needed_features()
         self._prefix = ask.prefix and self.taps.tells_prefix
         if self._indices and not self.taps.native:
-            self._recorders = [_hook(model, _feature_path(model, index)) for index in self._indices]
+            self._recorders = [recorder_at(model, _feature_path(model, index)) for index in self._indices]
         if role != "trained":
             model.requires_grad_(False)
             model.eval()
@@ -186,6 +165,10 @@ class Network(nn.Module):
     def branch_count(self) -> int:
         """How many branches answer."""
         return len(self.branches.numbers) if self.branches is not None else 0
+
+    def received(self, size: Size) -> tuple[int, int, int]:
+        """The (C, H, W) that the model gets where the network gets images of ``size``."""
+        return arriving(self.preprocess, self.model, size)
 
     def train(self, mode: bool = True) -> Network:
         """Training or evaluation mode; what is frozen stays in the latter."""
@@ -228,9 +211,9 @@ class Network(nn.Module):
         The first call with inserts does it; a network compiled before that call has to be given them here.
         """
         if not self._gates:
-            self._gates = [_gate(self.model, stage.boundary) for stage in self.taps.stages]
+            self._gates = [gate_at(self.model, stage.boundary) for stage in self.taps.stages]
 
-    def _gate(self, stage: int) -> _Gate:
+    def _gate(self, stage: int) -> Gate:
         here = 0 <= stage < len(self._gates)
         gate = self._gates[stage] if here else None
         if gate is None:
@@ -273,7 +256,8 @@ class Network(nn.Module):
         if self._recorders:
             features, found = self._listen(images)
         else:
-            options: dict[str, Any] = {"preact": True} if self.ask.preact else {}
+            told = self.ask.preact and isinstance(model, zoo.CifarNet)
+            options: dict[str, Any] = {"preact": True} if told else {}
             if self._prefix:
                 options["return_prefix_tokens"] = True
             features, found = model.forward_intermediates(images, indices=self._indices, **options)
@@ -321,20 +305,6 @@ def _feature_path(model: Any, index: int) -> str:
     return path
 
 
-def _hook(model: nn.Module, path: str) -> _Recorder:
-    recorder = _Recorder()
-    model.get_submodule(path).register_forward_hook(recorder)
-    return recorder
-
-
-def _gate(model: nn.Module, path: str | None) -> _Gate | None:
-    if path is None:
-        return None
-    gate = _Gate()
-    model.get_submodule(path).register_forward_pre_hook(gate)
-    return gate
-
-
 def _numbered(inserts: Inserts) -> Iterable[tuple[int, nn.Module]]:
     if isinstance(inserts, Mapping | nn.ModuleDict):
         return [(int(stage), module) for stage, module in inserts.items()]
@@ -353,7 +323,7 @@ def check_ask(model: nn.Module, ask: Ask, role: Role = "trained") -> None:
         raise UserError("branches are named or to be trained, but none are asked for; say how wide they are")
     if ask.stages:
         describe_taps(model)
-    if ask.preact and not isinstance(model, zoo.CifarNet):
+    if ask.preact is True and not isinstance(model, zoo.CifarNet):
         raise UserError(
             f"{name} has no features before the activation; choose a network of the zoo (*_cifar)"
         )
@@ -385,7 +355,7 @@ def probe(network: Network, size: Size, device: torch.device | str | None = None
 
     Args:
         network: Any.
-        size: Side, (H, W) or (C, H, W) of the images.
+        size: Side, (H, W) or (C, H, W) of the images, before the network's own preprocessing.
         device: Where the network is; None looks at its parameters.
 
     Raises:
@@ -394,7 +364,7 @@ def probe(network: Network, size: Size, device: torch.device | str | None = None
     image = blank_image(network, size)
     if device is not None:
         image = image.to(device)
-    check_input(network.model, size)
+    check_input(network.model, network.received(size))
     entrances = [stage.boundary for stage in network.taps.stages] if network.ask.stages else []
     arriving: dict[str, tuple[int, ...]] = {}
 

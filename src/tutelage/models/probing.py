@@ -33,6 +33,15 @@ def blank_image(model: nn.Module, size: Size) -> Tensor:
     return torch.zeros(1, *image_shape(size), device=weight.device, dtype=weight.dtype)
 
 
+def arriving(preprocess: nn.Module | None, model: nn.Module, size: Size) -> tuple[int, int, int]:
+    """The (C, H, W) that reaches ``model`` where images of ``size`` go through ``preprocess`` first."""
+    if preprocess is None:
+        return image_shape(size)
+    with undisturbed(preprocess):
+        channels, height, width = preprocess(blank_image(model, size)).shape[1:]
+    return channels, height, width
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's mode and the random state are put back at the end.

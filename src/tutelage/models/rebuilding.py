@@ -45,7 +45,8 @@ class Rebuilder:
         self.taps = tuple(taps.indices)
         config = getattr(model, "pretrained_cfg", None) or {}
         self._architecture = str(config.get("architecture") or "")
-        seen = trace(model, config.get("input_size", DEFAULT_INPUT))
+        sizes = (getattr(part, "img_size", None) for part in model.children())  # what patches are made for
+        seen = trace(model, next(filter(None, sizes), None) or config.get("input_size", DEFAULT_INPUT))
         self.pooled_width = seen.pooled.flatten(1).shape[1]
         self._calls = {call.path: call for call in seen.calls}
         ends = [self._calls.get(model.feature_info[index]["module"]) for index in self.taps]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tutelage.errors import UserError
 from tutelage.files import write_atomically, write_json
 from tutelage.models.creation import create_network
-from tutelage.models.fingerprint import COUNTER, schema_hash, weights_hash
+from tutelage.models.fingerprint import schema_hash, weights_hash
+from tutelage.models.fitting import HEADS, fitted, load_into, misfit
 from tutelage.models.known import find_known
 from tutelage.models.reading import BACKBONE, BRANCHES, ImportedWeights, read_state_dict
 
@@ -38,9 +39,6 @@ __all__ = [
     "sidecar_path",
 ]
 
-HEADS = ("fc", "linear", "classifier", "classifier.0", "classifier.1", "head", "head.fc")
-"""Where the last linear layer of the zoo's, timm's and torchvision's networks lies."""
-
 COMMON = (
     "resnet18",
     "resnet34",
@@ -53,83 +51,15 @@ COMMON = (
     "convnext_base",
     "swin_tiny_patch4_window7_224",
     "swin_base_patch4_window7_224",
+    "swin_nano_patch4_window7_224",
+    "swin_pico_patch4_window7_224",
     "deit_tiny_patch16_224",
     "vit_small_patch16_224",
     "vit_base_patch16_224",
     "mixer_b16_224",
     "resmlp_12_224",
 )
-"""Networks of timm that weights are compared with when none of the zoo's fits."""
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a whole state dict into ``model``; either everything fits or nothing is changed.
-
-    Args:
-        model: Any network.
-        state: Plain keys -> tensors, as `read_state_dict` gives them. MobileNetV2's classifier may be called
-            ``classifier.0`` (RepDistiller) or ``classifier`` (HSAKD, DPCD); batch counters may be absent.
-        source: What messages call the weights.
-
-    Raises:
-        UserError: Other class count (naming both), or other keys or shapes.
-    """
-    wanted = model.state_dict()
-    state = _renamed(state, wanted)
-    problem = _misfit(state, wanted)
-    if problem is not None:
-        raise UserError(f"{source}: {problem}")
-    counters = {key: value for key, value in wanted.items() if _is_counter(key) and key not in state}
-    model.load_state_dict({**counters, **state}, strict=True)
-
-
-def _is_counter(key: str) -> bool:
-    return key.rpartition(".")[2] == COUNTER
-
-
-def _renamed(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """``state`` under the wanted keys when they differ only in how MobileNetV2's classifier is called."""
-    for theirs, ours in (("classifier.0.", "classifier."), ("classifier.", "classifier.0.")):
-        ends = ("weight", "bias")
-        if all(theirs + end in state and ours + end in wanted and ours + end not in state for end in ends):
-            names = {theirs + end: ours + end for end in ends}
-            return {names.get(key, key): value for key, value in state.items()}
-    return state
-
-
-def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-    """Why ``state`` is not one for a network whose own is ``wanted``, or None."""
-    missing = [key for key in wanted if key not in state and not _is_counter(key)]
-    unexpected = [key for key in state if key not in wanted and not _is_counter(key)]
-    if missing or unexpected:
-        return (
-            f"the weights belong to another network: {_few(missing)} missing, {_few(unexpected)} unexpected; "
-            "'tutelage weights inspect' names the networks they fit"
-        )
-    other = [key for key, value in state.items() if key in wanted and value.shape != wanted[key].shape]
-    if not other:
-        return None
-    if all(_only_classes_differ(key, state[key], wanted[key]) for key in other):
-        given, asked = len(state[other[0]]), len(wanted[other[0]])
-        return (
-            f"the weights are for {given} classes and the network has {asked}; choose weights or data with "
-            "equal class counts"
-        )
-    key = other[0]
-    return (
-        f"{len(other)} tensors have another shape, '{key}' {list(state[key].shape)} instead of "
-        f"{list(wanted[key].shape)}; 'tutelage weights inspect' names the networks they fit"
-    )
-
-
-def _only_classes_differ(key: str, given: Tensor, wanted: Tensor) -> bool:
-    in_head = key.rpartition(".")[0] in (*HEADS, "head_dist")
-    return in_head and given.ndim == wanted.ndim > 0 and given.shape[1:] == wanted.shape[1:]
-
-
-def _few(keys: Sequence[str]) -> str:
-    named = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-    return f"{len(keys)} ({named})" if keys else "none"
+"""Networks for larger images that weights are compared with when no CIFAR network fits."""
 
 
 def joint_state(model: Mapping[str, Tensor], branches: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -221,6 +151,8 @@ def import_weights(
 ) -> dict[str, Any]:
     """Turn a foreign weights file into safetensors with a sidecar; auxiliary branches are kept.
 
+    Where the network is known, the weights get its own names, see `foreign`.
+
     Args:
         source: The foreign file, see `read_state_dict`.
         out: Where to write.
@@ -250,7 +182,13 @@ def import_weights(
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "prefix": prefix,
     }
-    state = joint_state(imported.state, imported.branches) if imported.branches else imported.state
+    state = imported.state
+    if facts["model"] is not None:
+        own = fitted(state, _blank(facts["model"], facts["num_classes"]))
+        state = own.state
+        facts["notes"] += [own.how] if own.how else []
+    if imported.branches:
+        state = joint_state(state, imported.branches)
     return save_weights(out, state, {**facts, **origin})
 
 
@@ -288,7 +226,7 @@ def _facts(imported: ImportedWeights, model: str | None) -> dict[str, Any]:
     chosen = known.model if known is not None and model is None else fitting[0] if len(fitting) == 1 else None
     return {
         "format": imported.format,
-        "notes": list(imported.notes),
+        "notes": [*imported.notes],
         "model": chosen,
         "models": fitting,
         "num_classes": classes,
@@ -315,7 +253,7 @@ def class_count(state: Mapping[str, Tensor]) -> int | None:
 def matching_models(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the networks whose state dict has these keys and shapes; those with the very same keys first.
 
-    All networks of the zoo are compared, and some of timm's where none of them fits. Several may fit:
+    All CIFAR networks of the zoo are compared, and `COMMON` ones where none of them fits. Several may fit:
     strides, for one, can't be seen in weights.
     """
     classes = class_count(state)
@@ -326,24 +264,24 @@ def matching_models(state: Mapping[str, Tensor]) -> list[str]:
 
 def _fitting(state: Mapping[str, Tensor], names: Iterable[str], classes: int) -> list[str]:
     exact: list[str] = []
-    renamed: list[str] = []
+    others: list[str] = []
     for name in names:
-        wanted = _blank_state(name, classes)
-        adapted = _renamed(state, wanted)
-        if _misfit(adapted, wanted) is None:
-            (exact if adapted is state else renamed).append(name)
-    return exact + renamed
+        blank = _blank(name, classes)
+        found = fitted(state, blank)
+        if misfit(found.state, blank.state_dict()) is None:
+            (exact if found.state.keys() == state.keys() else others).append(name)
+    return exact + others
 
 
-def _blank_state(name: str, classes: int | None) -> dict[str, Tensor]:
-    """The state dict of a network as shapes only, without memory for values."""
+def _blank(name: str, classes: int | None) -> nn.Module:
+    """A network of shapes only, without memory for values."""
     with torch.device("meta"):
-        return create_network(name, classes if classes is not None else 1000).state_dict()
+        return create_network(name, classes if classes is not None else 1000)
 
 
 def _check_fit(state: Mapping[str, Tensor], model: str, classes: int | None) -> None:
-    wanted = _blank_state(model, classes)
-    problem = _misfit(_renamed(state, wanted), wanted)
+    blank = _blank(model, classes)
+    problem = misfit(fitted(state, blank).state, blank.state_dict())
     if problem is not None:
         fitting = matching_models(state)
         hint = f" (they fit {', '.join(fitting)})" if fitting else ""

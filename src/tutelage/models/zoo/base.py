@@ -61,7 +61,50 @@ class ActivatedBlock(nn.Module, ABC):
         return F.relu(before), before
 
 
-class CifarNet(nn.Module, ABC):
+class HeadedNet(nn.Module, ABC):
+    """A network that ends in one linear layer, with the part of timm's interface that concerns it.
+
+    Args:
+        num_features: Width of the pooled vector, which is what the linear layer receives.
+        num_classes: Classes N; 0 leaves out the linear layer.
+        classifier: Path of the linear layer.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, classifier: str) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = num_features
+        self.classifier_path = classifier
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to the map before pooling."""
+
+    @abstractmethod
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """That map to logits ``[B, N]``, or to the pooled vector ``[B, num_features]`` (``pre_logits``)."""
+
+    @staticmethod
+    def initialise(module: nn.Module) -> None:
+        """Give one module the family's starting weights; PyTorch's defaults where it says nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer (an identity where ``num_classes`` is 0)."""
+        return self.get_submodule(self.classifier_path)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the linear layer by a fresh one for ``num_classes`` classes (0: by an identity)."""
+        weight = next(self.parameters())
+        head = linear_head(self.num_features, num_classes).to(weight.device, weight.dtype)
+        head.apply(self.initialise)
+        self.num_classes = num_classes
+        self.set_submodule(self.classifier_path, head)
+
+
+class CifarNet(HeadedNet):
     """A network of stem, stages, tail, global average pooling and one linear layer.
 
     A family names its pieces in a `Layout`, says how each is made (`make_stem`, `make_stage`, `make_tail`,
@@ -79,10 +122,8 @@ class CifarNet(nn.Module, ABC):
     """
 
     def __init__(self, layout: Layout, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(layout.pooled_width, num_classes, layout.classifier)
         self.layout = layout
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = layout.pooled_width
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": width, "reduction": reduction, "module": names[-1]}
             for width, reduction, names in zip(
@@ -114,10 +155,6 @@ class CifarNet(nn.Module, ABC):
     def make_tail(self) -> list[nn.Module]:
         """Fresh modules between the last stage and the pooling; most families have none."""
         return []
-
-    @staticmethod
-    def initialise(module: nn.Module) -> None:
-        """Give one module the family's starting weights; PyTorch's defaults where it says nothing."""
 
     @classmethod
     def initialise_branch(cls, module: nn.Module) -> None:
@@ -154,9 +191,6 @@ class CifarNet(nn.Module, ABC):
         pooled = x.mean(dim=(2, 3))
         return pooled if pre_logits else self.get_classifier()(pooled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
     def forward_intermediates(
         self,
         x: Tensor,
@@ -187,15 +221,8 @@ class CifarNet(nn.Module, ABC):
         Raises:
             UserError: ``output_fmt`` is another one.
         """
-        if output_fmt != "NCHW":
-            raise UserError(
-                f"features of a convolutional network come as 'NCHW'; ask for that, not '{output_fmt}'"
-            )
         last_stage = len(self.layout.stages)
-        wanted = indices if indices is None or isinstance(indices, int) else list(indices)
-        take, last_taken = feature_take_indices(last_stage + 1, wanted)
-        last = last_taken if stop_early else last_stage
-
+        take, last = choose_features(last_stage + 1, indices, stop_early, output_fmt)
         x = _run(self._modules_at(self.layout.stem), x)
         features = [x] if 0 in take else []
         for index, names in enumerate(self.layout.stages[:last], start=1):
@@ -212,18 +239,6 @@ class CifarNet(nn.Module, ABC):
             x = _run(self._modules_at(self.layout.tail), x)
         return x, features
 
-    def get_classifier(self) -> nn.Module:
-        """The linear layer (an identity where ``num_classes`` is 0)."""
-        return self.get_submodule(self.layout.classifier)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the linear layer by a fresh one for ``num_classes`` classes (0: by an identity)."""
-        weight = next(self.parameters())
-        head = linear_head(self.num_features, num_classes).to(weight.device, weight.dtype)
-        head.apply(self.initialise)
-        self.num_classes = num_classes
-        self.set_submodule(self.layout.classifier, head)
-
     def _register(self, path: str, module: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
         if parent and not hasattr(self, parent):
@@ -232,6 +247,21 @@ class CifarNet(nn.Module, ABC):
 
     def _modules_at(self, names: Iterable[str]) -> list[nn.Module]:
         return [self.get_submodule(name) for name in names]
+
+
+def choose_features(
+    count: int, indices: int | Sequence[int] | None, stop_early: bool, output_fmt: str
+) -> tuple[list[int], int]:
+    """What arguments of ``forward_intermediates`` ask for: which of ``count`` features, and the last to run.
+
+    Raises:
+        UserError: ``output_fmt`` is not ``"NCHW"``.
+    """
+    if output_fmt != "NCHW":
+        raise UserError(f"features of this network come as 'NCHW'; ask for that, not '{output_fmt}'")
+    wanted = indices if indices is None or isinstance(indices, int) else list(indices)
+    take, last_taken = feature_take_indices(count, wanted)
+    return take, last_taken if stop_early else count - 1
 
 
 def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
