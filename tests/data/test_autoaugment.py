@@ -7,8 +7,10 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from tutelage.data import CropFlip, ResidentData, make_shapes
-from tutelage.data.autoaugment import CIFAR10_POLICY, SEEDS, AutoAugment, strength
+from pictures import from_pillow, pictures, to_pillow
+from tutelage.data import ResidentData, make_shapes
+from tutelage.data.autoaugment import CIFAR10_POLICY, AutoAugment, strength
+from tutelage.data.finish import SEEDS
 from tutelage.data.hashing import uniforms
 from tutelage.data.pixels import OPERATIONS, cutout
 
@@ -49,29 +51,13 @@ PILLOW = {
 }
 
 
-def pictures() -> Tensor:
-    """Noise, smooth and flat images, dark and bright ones."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (4, 3, 32, 32), generator=generator)
-    ramp = (
-        torch.arange(32)[None, :, None] * 5 + torch.arange(32) * 2 + torch.tensor([0, 20, 9])[:, None, None]
-    )
-    dark = torch.randint(3, 40, (2, 3, 32, 32), generator=generator)
-    flat = torch.full((1, 3, 32, 32), 77)
-    return torch.cat([noise, ramp[None], dark, flat, 255 - dark]).to(torch.uint8)
-
-
-def to_pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
 def by_pillow(name: str, images: Tensor, values: Tensor) -> Tensor:
-    made = [PILLOW[name](to_pillow(image), float(v)) for image, v in zip(images, values, strict=True)]
-    bytes_of = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in made]
-    return torch.stack([part.view(32, 32, 3).permute(2, 0, 1) for part in bytes_of])
+    return from_pillow(
+        PILLOW[name](to_pillow(image), float(v)) for image, v in zip(images, values, strict=True)
+    )
 
 
-@pytest.mark.parametrize("name", sorted(OPERATIONS))
+@pytest.mark.parametrize("name", sorted(PILLOW))
 @pytest.mark.parametrize("sign", [1, -1])
 def test_operations_are_pillows(name: str, sign: int) -> None:
     images = pictures()
@@ -104,10 +90,8 @@ def test_numbers_from_seeds_are_uniform_and_independent() -> None:
 
 
 def test_policy_fires_as_often_as_it_says() -> None:
-    augment = AutoAugment(CropFlip(32, 0, False), hole=0)
     image = pictures()[:1]
-    views = augment.sample(4000, torch.Generator().manual_seed(0))
-    made = augment.apply(image, torch.zeros(4000, dtype=torch.int64), views)
+    made = AutoAugment(hole=0)(image.expand(4000, -1, -1, -1), torch.arange(1, 4001))
     share = (made != image).flatten(1).any(1).double().mean()
     # An operation of strength 0 (the second of "brightness 0.1 3, color 0.7 0") changes nothing.
     chance = [1 - (1 - a * (m > 0)) * (1 - b * (n > 0)) for _, a, m, _, b, n in without_idle(CIFAR10_POLICY)]
@@ -130,20 +114,11 @@ def without_idle(policy: tuple) -> list[tuple]:
     ]
 
 
-def test_views_repeat_and_one_of_them_is_the_image() -> None:
-    augment = AutoAugment(CropFlip(32))
-    images = pictures()
-    rows = torch.arange(len(images))
-    views = augment.sample(len(images), torch.Generator().manual_seed(3))
-    assert views.max() < augment.count == SEEDS * 162
-    first = augment.apply(images, rows, views)
-    again = augment.apply(images, rows.flip(0), views.flip(0)).flip(0)
-    assert torch.equal(first, again)
-    assert torch.equal(augment.apply(images, rows, torch.full_like(rows, augment.identity)), images)
-
-
 def test_resident_data_takes_it() -> None:
-    data = ResidentData(make_shapes(4, 2), "cpu", augment=AutoAugment(CropFlip(32)))
+    data = ResidentData(make_shapes(4, 2), "cpu", policy=AutoAugment())
     batch = next(data.train_batches(0, 0, 8))
-    assert torch.equal(data.take(batch.index, batch.view).images, batch.images)
-    assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.images.shape == (8, 3, 32, 32) and data.view_count == SEEDS * data.crop_count
+    assert data.crop_count < batch.view.min() and batch.view.max() < data.view_count
+    plain = data.take(batch.index, batch.view % data.crop_count)
+    assert not torch.equal(plain.images, batch.images)
+    assert torch.equal(data.take(batch.index.flip(0), batch.view.flip(0)).images.flip(0), batch.images)

@@ -35,7 +35,8 @@ def enlarge_by_hand(grey: np.ndarray, side: int) -> np.ndarray:
 
 
 def test_known_names_and_facts() -> None:
-    assert dataset_names() == ["cifar10", "cifar100", "digits", "folder", "imagenet", "shapes"]
+    known = {"cifar10", "cifar100", "digits", "folder", "hfds", "imagenet", "shapes", "tar", "wds"}
+    assert known <= set(dataset_names()) and dataset_names() == sorted(dataset_names())
     info = dataset_info("cifar100")
     assert (info.num_classes, info.train_count, info.test_count, info.image_size) == (100, 50000, 10000, 32)
     assert info.class_names[:2] == ("apple", "aquarium_fish") and info.class_names[99] == "worm"

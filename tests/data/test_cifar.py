@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from tutelage.data import DatasetInfo, dataset_info, load_dataset
-from tutelage.data.cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, CifarFile, CifarLayout, load_cifar
+from tutelage.data import DatasetInfo, dataset_info, download, load_dataset
+from tutelage.data.cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, CifarLayout, load_cifar
+from tutelage.data.official import OfficialFile
 from tutelage.data.safe_pickle import read_pickle
 from tutelage.errors import TutelageError, UserError
+from web import serving
 
 LAYOUTS = {"cifar10": CIFAR10_LAYOUT, "cifar100": CIFAR100_LAYOUT}
 DTYPE = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -62,11 +66,11 @@ def write_canonical(
     random = np.random.RandomState(0)
     held: dict[str, tuple[np.ndarray, list[int]]] = {}
 
-    def write(file: CifarFile, raw: bytes) -> CifarFile:
+    def write(file: OfficialFile, raw: bytes) -> OfficialFile:
         (folder / file.name).write_bytes(raw)
-        return CifarFile(file.name, len(raw), hashlib.md5(raw, usedforsecurity=False).hexdigest())
+        return OfficialFile(file.name, len(raw), hashlib.md5(raw, usedforsecurity=False).hexdigest())
 
-    def write_images(file: CifarFile) -> CifarFile:
+    def write_images(file: OfficialFile) -> OfficialFile:
         pixels = random.randint(0, 256, (4, 3072)).astype(np.uint8)
         labels = random.randint(0, 10, 4).tolist()
         held[file.name] = (pixels, labels)
@@ -82,7 +86,7 @@ def seal(layout: CifarLayout, folder: Path, raw: bytes) -> CifarLayout:
     (folder / layout.test.name).write_bytes(raw)
     return replace(
         layout,
-        test=CifarFile(layout.test.name, len(raw), hashlib.md5(raw, usedforsecurity=False).hexdigest()),
+        test=OfficialFile(layout.test.name, len(raw), hashlib.md5(raw, usedforsecurity=False).hexdigest()),
     )
 
 
@@ -260,34 +264,48 @@ def test_array_order_is_kept() -> None:
         assert np.array_equal(content[b"data"], matrix)
 
 
-def test_download_fetches_only_what_is_not_sound(
-    tmp_path: Path, info: DatasetInfo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def packed(folder: Path) -> bytes:
+    """A folder as the official archive has it, with a file that nobody needs."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w:gz") as tar:
+        tar.add(folder, folder.name)
+        tar.addfile(tarfile.TarInfo(f"{folder.name}/readme.html"))
+    return raw.getvalue()
+
+
+def test_download_fetches_only_what_is_not_sound(tmp_path: Path, info: DatasetInfo) -> None:
     layout, held = write_canonical(tmp_path / "official", CIFAR100_LAYOUT)
-    calls: list[tuple[str, str, str]] = []
+    archive = packed(tmp_path / "official" / layout.folder)
+    with serving({"/cifar.tar.gz": archive}) as site:
+        md5 = hashlib.md5(archive, usedforsecurity=False).hexdigest()
+        layout = replace(layout, url=f"{site.url}/cifar.tar.gz", archive_md5=md5)
+        mine = tmp_path / "mine"
+        data = load_cifar(info, layout, mine, True)
+        assert data.test_labels.tolist() == held["test"][1]
+        assert sorted(path.name for path in mine.rglob("*")) == [layout.folder, "meta", "test", "train"]
+        load_cifar(info, layout, mine, True)
+        load_cifar(info, layout, mine / layout.folder, True)
+        assert len(site.asked) == 1
+        os.truncate(mine / layout.folder / "train", 10)
+        again = load_cifar(info, layout, mine / layout.folder, True)
+        assert torch.equal(again.train_images, data.train_images)
+        assert len(site.asked) == 2
 
-    def fetch(url: str, root: str, md5: str) -> None:
-        calls.append((url, root, md5))
-        target = Path(root) / layout.folder
-        target.mkdir(parents=True, exist_ok=True)
-        for file in layout.files:
-            (target / file.name).write_bytes((tmp_path / "official" / layout.folder / file.name).read_bytes())
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fetch)
-    mine = tmp_path / "mine"
-    data = load_cifar(info, layout, mine, True)
-    assert data.test_labels.tolist() == held["test"][1]
-    assert calls == [(layout.url, str(mine), layout.archive_md5)]
-    load_cifar(info, layout, mine, True)
-    load_cifar(info, layout, mine / layout.folder, True)
-    assert len(calls) == 1
-    os.truncate(mine / layout.folder / "train", 10)
-    assert torch.equal(load_cifar(info, layout, mine / layout.folder, True).train_images, data.train_images)
-    assert calls[1] == calls[0]
+def test_a_hostile_archive_leaves_nothing(tmp_path: Path, info: DatasetInfo) -> None:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../outside"))
+    with serving({"/cifar.tar.gz": raw.getvalue()}) as site:
+        md5 = hashlib.md5(raw.getvalue(), usedforsecurity=False).hexdigest()
+        layout = replace(CIFAR100_LAYOUT, url=f"{site.url}/cifar.tar.gz", archive_md5=md5)
+        with pytest.raises(UserError, match="outside its folder; nothing of it was taken"):
+            load_cifar(info, layout, tmp_path / "mine", True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cifar.tar.gz", "mine"]
 
 
 def test_nothing_is_fetched_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", pytest.fail)
+    monkeypatch.setattr("urllib.request.urlopen", pytest.fail)
     with pytest.raises(UserError):
         load_dataset("cifar100", tmp_path)
 
@@ -296,7 +314,8 @@ def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
+    monkeypatch.setattr(download, "WAIT", 0.0)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
     with pytest.raises(TutelageError, match=r"can't download https://.* no route to host") as error:
         load_dataset("cifar100", tmp_path, download=True)
     assert error.value.exit_code == 1

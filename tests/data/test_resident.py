@@ -85,9 +85,11 @@ def test_number_of_steps(dataset: Dataset) -> None:
     data = ResidentData(dataset, "cpu")
     assert data.train_size == 50
     assert [data.steps_per_epoch(size) for size in (1, 7, 25, 50, 64)] == [50, 8, 2, 1, 1]
-    assert [data.steps_per_epoch(size, drop_last=True) for size in (1, 7, 25, 50)] == [50, 7, 2, 1]
-    dropped = list(data.train_batches(0, 0, 7, drop_last=True))
+    data.drop_last = True
+    assert [data.steps_per_epoch(size) for size in (1, 7, 25, 50)] == [50, 7, 2, 1]
+    dropped = list(data.train_batches(0, 0, 7))
     assert len(dropped) == 7 and all(len(batch.images) == 7 for batch in dropped)
+    data.drop_last = False
     assert_same(dropped, list(data.train_batches(0, 0, 7))[:7])
 
 
@@ -159,8 +161,9 @@ def test_other_unsound_requests(dataset: Dataset) -> None:
     for call in (data.steps_per_epoch, lambda size: next(data.eval_batches("test", size))):
         with pytest.raises(UserError, match="batch size must be at least 1, not 0"):
             call(0)
+    data.drop_last = True
     with pytest.raises(UserError, match="64 leaves no whole batch of 50"):
-        data.steps_per_epoch(64, drop_last=True)
+        data.steps_per_epoch(64)
     with pytest.raises(UserError, match="cuts images of 28 pixels, but those of shapes have 32"):
         ResidentData(dataset, "cpu", augment=CropFlip(28))
 

@@ -10,6 +10,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from tutelage.data import ResidentData, make_shapes
+from tutelage.data.hashing import uniforms
 from tutelage.data.resized import ResizedViews, Window, resize
 
 
@@ -43,6 +44,48 @@ def test_windows_are_filled_as_by_pillow(cubic: bool, size: int) -> None:
     assert difference.max() <= 1 and (difference > 0).double().mean() < 0.03
 
 
+@pytest.mark.parametrize("cubic", [True, False])
+@pytest.mark.parametrize("size", [64, 12])
+def test_crops_are_those_of_torchvision(cubic: bool, size: int) -> None:
+    images = pictures()
+    windows = [(0, 0, 32, 32), (3, 5, 10, 21), (31, 0, 1, 32), (7, 20, 25, 12)]
+    kind = InterpolationMode.BICUBIC if cubic else InterpolationMode.BILINEAR
+    expected = [
+        from_pillow(transforms.functional.resized_crop(to_pillow(image), *window, [size, size], kind))
+        for image, window in zip(images, windows, strict=True)
+    ]
+    window = Window(*(torch.tensor(part, dtype=torch.float32) for part in zip(*windows, strict=True)))
+    yes, no = torch.full((4,), True), torch.full((4,), False)
+    kinds = torch.full((4,), cubic)
+    got = resize(images, window, size, kinds, no, cut=yes)
+    difference = (got.int() - torch.stack(expected).int()).abs()
+    assert difference.max() <= 1 and (difference > 0).double().mean() < 0.03
+    mixed = resize(images, window, size, kinds, no, cut=torch.tensor([True, True, False, False]))
+    assert torch.equal(mixed[:2], got[:2])
+    assert torch.equal(mixed[2:], resize(images, window, size, kinds, no)[2:])
+    assert not torch.equal(mixed[3], got[3])
+
+
+def test_a_view_is_a_crop_of_torchvision() -> None:
+    images = pictures(6, 96)
+    views = ResizedViews(96, 32, 1.0, "bilinear")
+    numbers = torch.tensor([0, 5, 77, 1234, 99999, 2**31 - 1])
+    got = views.apply(images, torch.arange(6), numbers)
+    draws = uniforms(numbers, 42)
+    window = views._window(draws[:, :40].view(6, 10, 4))
+    flips = draws[:, -1] < 0.5
+    for row in range(6):
+        image = to_pillow(images[row])
+        if row == 0:
+            expected = transforms.functional.resize(image, 32)
+        else:
+            place = [int(part[row]) for part in window]
+            expected = transforms.functional.resized_crop(image, *place, [32, 32])
+            expected = transforms.functional.hflip(expected) if flips[row] else expected
+        difference = (got[row].int() - from_pillow(expected).int()).abs()
+        assert difference.max() <= 1 and (difference > 0).double().mean() < 0.03
+
+
 @pytest.mark.parametrize(("share", "side"), [(0.875, 256), (0.9, 248)])
 def test_the_plain_view_is_timms_evaluation(share: float, side: int) -> None:
     reference = transforms.Compose(
@@ -61,8 +104,6 @@ def test_the_plain_view_is_timms_evaluation(share: float, side: int) -> None:
 
 def test_windows_have_the_shares_and_shapes_of_torchvisions() -> None:
     views = ResizedViews(32, 64)
-    from tutelage.data.hashing import uniforms
-
     window = views._window(uniforms(torch.arange(1, 4001), 40).view(4000, 10, 4))
     ours = torch.stack([window.height * window.width / 1024, window.width / window.height], 1)
     assert ((window.top + window.height <= 32) & (window.left + window.width <= 32)).all()

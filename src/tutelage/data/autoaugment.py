@@ -1,16 +1,16 @@
-"""AutoAugment's CIFAR-10 policy and Cutout as views, for a whole batch on the device."""
+"""AutoAugment's CIFAR-10 policy and Cutout, for a whole batch on the device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tutelage.data import pixels
-from tutelage.data.augment import CropFlip
+from tutelage.data.chosen import change
 from tutelage.data.hashing import uniforms
 
 # Twice operation, probability, magnitude 0..9: Cubuk et al. 2019, table 7, in PACKD's version.
@@ -55,8 +55,6 @@ LARGEST = {
 UNSIGNED = ("rotate",)
 """Operations with a strength that PACKD's code never turns round."""
 POSTERIZE_BITS = (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)
-SEEDS = 2**31
-"""How many different draws of the policy there are; 0 leaves the image alone."""
 
 
 def strength(operation: str, magnitude: int) -> float:
@@ -70,63 +68,34 @@ def strength(operation: str, magnitude: int) -> float:
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """Crop and flip, then a sub-policy drawn for each image, then one black square (Cutout).
+    """A sub-policy drawn for each image, then one black square (Cutout).
 
-    What PACKD's teachers and vanilla networks get as ``cifar100_aug``. View ``s * crop.count + c`` is view
-    ``c`` of the crop with the draw ``s``, whose random numbers are a hash of it, so that the same view gives
-    the same image on every device. The operations are Pillow's, see `pixels`.
+    What PACKD's teachers and vanilla networks get as ``cifar100_aug``, after crop and flip. The operations
+    are Pillow's, see `pixels`; for the call see `finish.Policy`.
 
     Attributes:
-        crop: What comes first.
-        hole: Side of the square in pixels, clipped at the border; 0 for none.
+        hole: Side of the square, which is clipped at the border, as a share of the image's; 0 for none.
     """
 
-    crop: CropFlip
-    hole: int = 16
+    hole: float = 0.5
 
-    @property
-    def size(self) -> int:
-        """Side of the images, in pixels."""
-        return self.crop.size
-
-    @property
-    def out_size(self) -> int:
-        """Side of the images that come out, in pixels."""
-        return self.size
-
-    @property
-    def count(self) -> int:
-        """Number of distinct views."""
-        return SEEDS * self.crop.count
-
-    @property
-    def identity(self) -> int:
-        """Id of the view that leaves the image as it is."""
-        return self.crop.identity
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw `n` view ids, `[n]` int64 on the generator's device."""
-        corner = self.crop.sample(n, generator)
-        seeds = torch.randint(1, SEEDS, (n,), generator=generator, device=generator.device)
-        return seeds * self.crop.count + corner
-
-    def apply(self, images: Tensor, index: Tensor, view: Tensor) -> Tensor:
-        """See `CropFlip.apply`; the images are uint8."""
-        cut = self.crop.apply(images, index, view % self.crop.count)
-        seeds = view // self.crop.count
-        draws = uniforms(seeds, 7)
-        changed = cut
+    def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """See `finish.Policy`."""
+        images = images.clone()
+        draws, varied = uniforms(seeds, 7), seeds > 0
         chosen = (draws[:, 0] * len(CIFAR10_POLICY)).long()
-        for stage in (0, 1):
-            fires, turns = draws[:, 1 + 2 * stage], draws[:, 2 + 2 * stage]
-            changed = _apply_stage(changed, stage, chosen, fires, turns)
+        for number in (0, 1):
+            stage = _stage(number, seeds.device)
+            fired = varied & (draws[:, 1 + 2 * number] < stage.probability[chosen])
+            turned = stage.signed[chosen] & (draws[:, 2 + 2 * number] < 0.5)
+            size = torch.where(turned, -1.0, 1.0) * stage.strength[chosen]
+            for place, name in enumerate(stage.names):
+                here = fired & (stage.which[chosen] == place)
+                change(images, here, pixels.OPERATIONS[name], size)
         if self.hole:
-            centre = (draws[:, 5:] * self.size).long()
-            changed = pixels.cutout(changed, centre[:, 0], centre[:, 1], self.hole)
-        return torch.where((seeds > 0)[:, None, None, None], changed, cut)
-
-    def plain(self, images: Tensor) -> Tensor:
-        """Images as they are evaluated: as they are."""
+            height, width = images.shape[2:]
+            row, column = (draws[:, 5] * height).long(), (draws[:, 6] * width).long()
+            change(images, varied, partial(pixels.cutout, side=round(self.hole * width)), row, column)
         return images
 
 
@@ -159,25 +128,3 @@ def _stage(number: int, device: torch.device) -> Stage:
         torch.tensor([strength(str(name), int(m)) for name, _, m in entries], device=device),
         torch.tensor([name in LARGEST and name not in UNSIGNED for name, _, _ in entries], device=device),
     )
-
-
-def _apply_stage(images: Tensor, number: int, chosen: Tensor, fires: Tensor, turns: Tensor) -> Tensor:
-    """One operation on each image: the first (number 0) or the second of its sub-policy.
-
-    Every operation is computed for all images and taken where it is the one: the host is not asked.
-
-    Args:
-        images: `[B, 3, H, W]` uint8.
-        number: 0 or 1.
-        chosen: `[B]` int64, the sub-policy.
-        fires: `[B]` in 0..1, compared with the operation's probability.
-        turns: `[B]` in 0..1, the sign of its strength.
-    """
-    stage = _stage(number, images.device)
-    size = torch.where(stage.signed[chosen] & (turns < 0.5), -1.0, 1.0) * stage.strength[chosen]
-    fired = fires < stage.probability[chosen]
-    result = images
-    for place, name in enumerate(stage.names):
-        here = fired & (stage.which[chosen] == place)
-        result = torch.where(here[:, None, None, None], pixels.OPERATIONS[name](images, size), result)
-    return result

@@ -15,7 +15,8 @@ class Batch(NamedTuple):
         targets: `[B]` int64 class numbers, or `[B, C]` floating-point class probabilities.
         index: `[B]` int64, row of each sample in the split it was taken from. In training this is the row in
             the training *subset* (0..n-1), so memory banks have exactly n rows.
-        view: `[B]` int64, how each sample was augmented; with `index` it gives the same image again.
+        view: `[B]` int64, how each sample was augmented; with `index` it gives the same image again,
+            as it was before the batch was mixed.
         negatives: `[B, K]` int64, rows of the training subset to contrast each sample with. Only a method
             that contrasts draws them, in its `views`, where it has the generator; None otherwise.
     """

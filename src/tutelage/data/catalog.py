@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -126,19 +126,47 @@ class Dataset:
                 )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What to take from a dataset whose files say it in several ways; None leaves it to the dataset's rules.
+
+    Attributes:
+        image: Column, or kind of file, that holds the images.
+        label: Column, or field of a sample's JSON, that holds the class numbers.
+        train: Split, or pattern of files, to train on.
+        test: Likewise, to test on.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    train: str | None = None
+    test: str | None = None
+
+
 L = TypeVar("L", bound="Loader")
-Loader = Callable[[DatasetInfo, Path | None, bool], Any]
-"""Gives a `Dataset`, or `folders.ImageFolders` where the images stay in their files."""
-_REGISTRY: dict[str, tuple[DatasetInfo, Loader]] = {}
+Loader = Callable[..., Any]
+"""Gives a `Dataset`, or `sources.StoredImages` where the images stay where they are stored."""
 
 
-def register_dataset(info: DatasetInfo) -> Callable[[L], L]:
+class _Entry(NamedTuple):
+    info: DatasetInfo
+    loader: Loader
+    chooses: bool
+    family: bool
+
+
+_REGISTRY: dict[str, _Entry] = {}
+
+
+def register_dataset(info: DatasetInfo, chooses: bool = False, family: bool = False) -> Callable[[L], L]:
     """Make a dataset known by its name.
 
     The decorated function is called with the info, the user's folder (or None) and whether it may download.
 
     Args:
         info: What is known without loading.
+        chooses: Whether the function takes a `Choice` as well.
+        family: Whether NAME/ANYTHING are such datasets too, told apart by the info's name.
 
     Raises:
         ValueError: The name is taken.
@@ -147,7 +175,7 @@ def register_dataset(info: DatasetInfo) -> Callable[[L], L]:
     def register(loader: L) -> L:
         if info.name in _REGISTRY:
             raise ValueError(f"a dataset named {info.name!r} exists already")
-        _REGISTRY[info.name] = (info, loader)
+        _REGISTRY[info.name] = _Entry(info, loader, chooses, family)
         return loader
 
     return register
@@ -164,31 +192,56 @@ def dataset_info(name: str) -> DatasetInfo:
     Raises:
         UserError: No dataset has this name.
     """
-    return _entry(name)[0]
+    return _entry(name).info
 
 
-def load_dataset(name: str, folder: Path | None = None, download: bool = False) -> Any:
-    """Load a dataset into memory, or list its files where it is one of image files.
-
-    Args:
-        name: One of `dataset_names()`.
-        folder: Where its files are; not needed for datasets that are made or embedded.
-        download: Fetch the files into `folder` when they are missing or damaged there.
-
-    Returns:
-        A `Dataset` or `folders.ImageFolders`.
+def is_remembered(name: str) -> bool:
+    """Whether loading it once makes loading it again cheap, so that one of many processes does it first.
 
     Raises:
-        UserError: The name is unknown, or the files are missing, damaged or not what they claim to be.
+        UserError: No dataset has this name.
+    """
+    return _entry(name).chooses
+
+
+def load_dataset(
+    name: str, folder: Path | None = None, download: bool = False, choice: Choice | None = None
+) -> Any:
+    """Load a dataset into memory, or list its images where they stay where they are stored.
+
+    Args:
+        name: One of `dataset_names()`, or a member of a family, as ``hfds/NAME``.
+        folder: Where its files are; not needed for datasets that are made or embedded.
+        download: Fetch the files into `folder` when they are missing or damaged there.
+        choice: What to take, where the dataset leaves a choice.
+
+    Returns:
+        A `Dataset` or `sources.StoredImages`.
+
+    Raises:
+        UserError: The name is unknown, the files are missing, damaged or not what they claim to be, or there
+            is no choice.
         TutelageError: A download failed.
     """
-    info, loader = _entry(name)
-    return loader(info, None if folder is None else Path(folder), download)
-
-
-def _entry(name: str) -> tuple[DatasetInfo, Loader]:
-    if name not in _REGISTRY:
+    entry, wanted = _entry(name), choice or Choice()
+    place = None if folder is None else Path(folder)
+    if entry.chooses:
+        return entry.loader(entry.info, place, download, wanted)
+    if wanted != Choice():
+        choosers = ", ".join(known for known, other in _REGISTRY.items() if other.chooses)
         raise UserError(
-            f"there is no dataset {name!r}{nearest(name, _REGISTRY)}; known are {', '.join(dataset_names())}"
+            f"dataset '{name}' has no columns or splits to choose from; drop data.image_column, "
+            f"data.label_column, data.train_split and data.test_split, which are for {choosers}"
         )
-    return _REGISTRY[name]
+    return entry.loader(entry.info, place, download)
+
+
+def _entry(name: str) -> _Entry:
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    family = _REGISTRY.get(name.partition("/")[0])
+    if family is not None and family.family:
+        return family._replace(info=replace(family.info, name=name))
+    raise UserError(
+        f"there is no dataset {name!r}{nearest(name, _REGISTRY)}; known are {', '.join(dataset_names())}"
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +16,17 @@ from tutelage.data.catalog import (
     DatasetInfo,
     register_dataset,
 )
+from tutelage.data.download import RemoteFile
+from tutelage.data.official import (
+    OfficialFile,
+    check_size,
+    checked_bytes,
+    fetch_unless_sound,
+    folder_asked_for,
+    locate,
+)
 from tutelage.data.safe_pickle import read_pickle
-from tutelage.errors import TutelageError, UserError
-
-
-@dataclass(frozen=True)
-class CifarFile:
-    """One official file.
-
-    Attributes:
-        name: Inside the folder.
-        size: In bytes.
-        md5: Hexadecimal digest of the content.
-    """
-
-    name: str
-    size: int
-    md5: str
+from tutelage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,13 +46,13 @@ class CifarLayout:
     folder: str
     url: str
     archive_md5: str
-    train: tuple[CifarFile, ...]
-    test: CifarFile
-    meta: CifarFile
+    train: tuple[OfficialFile, ...]
+    test: OfficialFile
+    meta: OfficialFile
     label_key: bytes
 
     @property
-    def files(self) -> tuple[CifarFile, ...]:
+    def files(self) -> tuple[OfficialFile, ...]:
         return (self.meta, self.test, *self.train)
 
 
@@ -69,23 +61,23 @@ CIFAR10_LAYOUT = CifarLayout(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     archive_md5="c58f30108f718f92721af3b95e74349a",
     train=(
-        CifarFile("data_batch_1", 31035704, "c99cafc152244af753f735de768cd75f"),
-        CifarFile("data_batch_2", 31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
-        CifarFile("data_batch_3", 31035999, "54ebc095f3ab1f0389bbae665268c751"),
-        CifarFile("data_batch_4", 31035696, "634d18415352ddfa80567beed471001a"),
-        CifarFile("data_batch_5", 31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
+        OfficialFile("data_batch_1", 31035704, "c99cafc152244af753f735de768cd75f"),
+        OfficialFile("data_batch_2", 31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
+        OfficialFile("data_batch_3", 31035999, "54ebc095f3ab1f0389bbae665268c751"),
+        OfficialFile("data_batch_4", 31035696, "634d18415352ddfa80567beed471001a"),
+        OfficialFile("data_batch_5", 31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
     ),
-    test=CifarFile("test_batch", 31035526, "40351d587109b95175f43aff81a1287e"),
-    meta=CifarFile("batches.meta", 158, "5ff9c542aee3614f3951f8cda6e48888"),
+    test=OfficialFile("test_batch", 31035526, "40351d587109b95175f43aff81a1287e"),
+    meta=OfficialFile("batches.meta", 158, "5ff9c542aee3614f3951f8cda6e48888"),
     label_key=b"labels",
 )
 CIFAR100_LAYOUT = CifarLayout(
     folder="cifar-100-python",
     url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
-    train=(CifarFile("train", 155249918, "16019d7e3df5f24257cddd939b257f8d"),),
-    test=CifarFile("test", 31049707, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
-    meta=CifarFile("meta", 1473, "7973b15100ade9c7d40fb424638fde48"),
+    train=(OfficialFile("train", 155249918, "16019d7e3df5f24257cddd939b257f8d"),),
+    test=OfficialFile("test", 31049707, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+    meta=OfficialFile("meta", 1473, "7973b15100ade9c7d40fb424638fde48"),
     label_key=b"fine_labels",
 )
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -154,18 +146,15 @@ def load_cifar(info: DatasetInfo, layout: CifarLayout, folder: Path | None, down
         UserError: A file is missing, truncated, corrupt, or not the pickled arrays it should be.
         TutelageError: The download failed.
     """
-    if folder is None:
-        raise UserError(
-            f"{info.name} needs its files: give the folder that holds {layout.folder} with --data-dir, "
-            "and add --download to fetch them into it"
-        )
+    folder = folder_asked_for(info.name, layout.folder, folder)
     if download:
-        _download_unless_sound(layout, folder)
+        archive = RemoteFile(layout.url, layout.archive_md5)
+        fetch_unless_sound(archive, layout.folder, layout.files, folder)
     try:
-        place = _locate(info.name, layout, folder)
+        place = locate(info.name, layout.folder, layout.files, folder)
         for file in layout.files:
-            _check_size(place / file.name, file)
-        _checked_bytes(place, layout.meta)
+            check_size(place / file.name, file)
+        checked_bytes(place, layout.meta)
         test_images, test_labels = _read_file(info, layout, place, layout.test)
         train = [_read_file(info, layout, place, file) for file in layout.train]
     except OSError as error:
@@ -176,43 +165,11 @@ def load_cifar(info: DatasetInfo, layout: CifarLayout, folder: Path | None, down
     return Dataset(info, train_images, torch.cat([labels for _, labels in train]), test_images, test_labels)
 
 
-def _locate(name: str, layout: CifarLayout, folder: Path) -> Path:
-    """The canonical folder: `folder` itself or the one in it."""
-    for place in (folder / layout.folder, folder):
-        if any((place / file.name).is_file() for file in layout.files):
-            return place
-    what = "has neither" if folder.is_dir() else "does not exist, so it has neither"
-    raise UserError(
-        f"no {name} found: {folder} {what} {layout.folder}/ nor the files "
-        f"{', '.join(file.name for file in layout.files)}; point --data-dir at them or add --download"
-    )
-
-
-def _check_size(path: Path, file: CifarFile) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; copy the whole official folder there or add --download")
-    size = path.stat().st_size
-    if size != file.size:
-        what = "truncated" if size < file.size else "corrupt"
-        raise UserError(
-            f"{path} is {what}: it has {size} bytes instead of {file.size}; copy it anew or add --download"
-        )
-
-
-def _checked_bytes(place: Path, file: CifarFile) -> bytes:
-    """Content of a file whose MD5 is right."""
-    path = place / file.name
-    raw = path.read_bytes()
-    if hashlib.md5(raw, usedforsecurity=False).hexdigest() != file.md5:
-        raise UserError(
-            f"{path} is corrupt: its MD5 is not the official {file.md5}; copy it anew or add --download"
-        )
-    return raw
-
-
-def _read_file(info: DatasetInfo, layout: CifarLayout, place: Path, file: CifarFile) -> tuple[Tensor, Tensor]:
+def _read_file(
+    info: DatasetInfo, layout: CifarLayout, place: Path, file: OfficialFile
+) -> tuple[Tensor, Tensor]:
     """Images `[n, 3, H, W]` uint8 and labels `[n]` int64 of one file."""
-    content = read_pickle(_checked_bytes(place, file), str(place / file.name))
+    content = read_pickle(checked_bytes(place, file), str(place / file.name))
     pixels, labels = content.get(b"data"), content.get(layout.label_key)
     side = info.image_size
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3 * side * side:
@@ -225,18 +182,3 @@ def _read_file(info: DatasetInfo, layout: CifarLayout, place: Path, file: CifarF
         )
     images = torch.from_numpy(pixels.reshape(-1, 3, side, side).copy())
     return images, torch.tensor(labels, dtype=torch.int64)
-
-
-def _download_unless_sound(layout: CifarLayout, folder: Path) -> None:
-    """Fetch and unpack the archive with torchvision unless every file is there and right."""
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
-
-    parent = folder.parent if folder.name == layout.folder else folder
-    if all(check_integrity(parent / layout.folder / file.name, file.md5) for file in layout.files):
-        return
-    try:
-        download_and_extract_archive(layout.url, str(parent), md5=layout.archive_md5)
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise TutelageError(
-            f"can't download {layout.url} into {parent}: {error}; fetch and unpack it there by other means"
-        ) from error

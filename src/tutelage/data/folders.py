@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from timm.data import ImageNetInfo
@@ -12,51 +13,47 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tutelage.data.catalog import IMAGENET_NORMALISATION, DatasetInfo, register_dataset
+from tutelage.data.sources import TEST_NAMES, Names, Source, StoredImages
 from tutelage.errors import UserError
 
-TEST_NAMES = ("test", "val", "validation")
 LISTS = ("meta", "metas")
 """Folders that hold ``val.txt`` where the validation images lie in one flat folder."""
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(Source):
     """Image files and what they show.
 
     Attributes:
         paths: In the order of the rows.
-        labels: `[n]` int64.
+        labels: See `Source`.
     """
 
-    paths: tuple[str, ...]
-    labels: Tensor
+    def __init__(self, paths: Iterable[str], labels: Tensor) -> None:
+        self.paths, self.labels = Names(paths), labels
+
+    def open(self, row: int) -> BinaryIO:
+        """See `Source`."""
+        return open(self.paths[row], "rb")
+
+    def name(self, row: int) -> str:
+        """See `Source`."""
+        return self.paths[row]
+
+    def part(self, rows: Tensor) -> Files:
+        """See `Source`."""
+        return Files((self.paths[row] for row in rows.tolist()), self.labels[rows.cpu()])
 
 
-@dataclass(frozen=True)
-class ImageFolders:
-    """A dataset of image files, too large or too varied to be held in memory.
-
-    Attributes:
-        info: With the classes and numbers of images that were found.
-        train: Training images, class by class.
-        test: Test images.
-    """
-
-    info: DatasetInfo
-    train: Files
-    test: Files
-
-    @property
-    def train_labels(self) -> Tensor:
-        """`[n]` int64 labels of the training images."""
-        return self.train.labels
-
-
-def scan_folders(info: DatasetInfo, folder: Path) -> ImageFolders:
+def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TEST_NAMES) -> StoredImages:
     """Look for ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``, or ``validation``).
 
     The classes are the folders of ``train`` in alphabetical order. A flat ``val`` whose labels stand in
     ``meta/val.txt`` (lines of file name and class number) is read as well, ImageNet's layout in PACKD.
+
+    Args:
+        info: Of the dataset, without classes and numbers of images.
+        folder: That holds ``train``.
+        test_names: What the folder of the test images may be called; the first that is there is taken.
 
     Raises:
         UserError: A part is missing or empty, its classes differ, or the list doesn't fit the files.
@@ -67,33 +64,22 @@ def scan_folders(info: DatasetInfo, folder: Path) -> ImageFolders:
             f"there is no folder {train_folder}; dataset '{info.name}' is read from --data-dir FOLDER with "
             "FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg"
         )
-    test_folder = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
+    test_folder = next((folder / name for name in test_names if (folder / name).is_dir()), None)
     if test_folder is None:
         raise UserError(
             f"{folder} has no test images; put them into {folder / 'val'}/CLASS, with the classes of 'train'"
         )
     classes = _class_names(train_folder)
     train = _by_class(train_folder, classes)
-    listed = next(
-        (folder / name / "val.txt" for name in LISTS if (folder / name / "val.txt").is_file()), None
-    )
+    listed = find_list(folder)
     flat = not any(entry.is_dir() for entry in test_folder.iterdir())
     if flat and listed is not None:
         test = _by_list(test_folder, listed, len(classes))
     else:
-        there = _class_names(test_folder)
-        odd = sorted(set(there) ^ set(classes))
-        if odd:
-            where = test_folder if odd[0] in classes else train_folder
-            raise UserError(
-                f"class '{odd[0]}' has no folder in {where}, but in the other part ({len(odd)} classes "
-                "differ); both parts need the same classes"
-            )
+        check_same_classes(classes, _class_names(test_folder), train_folder, test_folder)
         test = _by_class(test_folder, classes)
-    found = dataclasses.replace(
-        info, class_names=classes, train_count=len(train.paths), test_count=len(test.paths)
-    )
-    return ImageFolders(found, train, test)
+    found = dataclasses.replace(info, class_names=classes, train_count=len(train), test_count=len(test))
+    return StoredImages(found, train, test)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -112,24 +98,60 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
             raise UserError(f"{folder / name} has no images ({', '.join(IMG_EXTENSIONS)})")
         paths += here
         labels += [label] * len(here)
-    return Files(tuple(paths), torch.tensor(labels))
+    return Files(paths, torch.tensor(labels))
 
 
 def _by_list(folder: Path, listed: Path, classes: int) -> Files:
-    paths: list[str] = []
-    labels: list[int] = []
+    entries = read_list(listed, classes)
+    paths = [str(folder / name) for name, _ in entries]
+    missing = next((path for path in paths if not Path(path).is_file()), None)
+    if missing is not None:
+        raise UserError(f"{listed} names {missing}, which is not there; complete {folder}")
+    return Files(paths, torch.tensor([label for _, label in entries], dtype=torch.int64))
+
+
+def find_list(folder: Path) -> Path | None:
+    """The list of a dataset's flat validation images, if it has one."""
+    return next((folder / name / "val.txt" for name in LISTS if (folder / name / "val.txt").is_file()), None)
+
+
+def read_list(listed: Path, classes: int) -> list[tuple[str, int]]:
+    """File names and class numbers, a pair a line.
+
+    Args:
+        listed: The file.
+        classes: How many there are.
+
+    Raises:
+        UserError: A line is something else.
+    """
+    entries: list[tuple[str, int]] = []
     for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), start=1):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdigit() or int(label) >= classes:
             raise UserError(
                 f"line {number} of {listed} is no file name with a class number below {classes}: {line!r}"
             )
-        paths.append(str(folder / name))
-        labels.append(int(label))
-    missing = next((path for path in paths if not Path(path).is_file()), None)
-    if missing is not None:
-        raise UserError(f"{listed} names {missing}, which is not there; complete {folder}")
-    return Files(tuple(paths), torch.tensor(labels, dtype=torch.int64))
+        entries.append((name, int(label)))
+    return entries
+
+
+def check_same_classes(
+    train: Iterable[str], test: Iterable[str], train_place: Path, test_place: Path
+) -> None:
+    """Refuse parts with different classes.
+
+    Raises:
+        UserError: A class is in one place and not in the other.
+    """
+    known = set(train)
+    odd = sorted(known ^ set(test))
+    if odd:
+        where = test_place if odd[0] in known else train_place
+        raise UserError(
+            f"class '{odd[0]}' has no folder in {where}, but in the other part ({len(odd)} classes differ); "
+            "both parts need the same classes"
+        )
 
 
 IMAGENET = DatasetInfo(
@@ -158,11 +180,22 @@ FOLDER = DatasetInfo(
 )
 
 
-@register_dataset(IMAGENET)
-@register_dataset(FOLDER)
-def _load(info: DatasetInfo, folder: Path | None, download: bool) -> ImageFolders:
+def given_folder(info: DatasetInfo, folder: Path | None, download: bool) -> Path:
+    """The folder of a dataset that nobody can download.
+
+    Raises:
+        UserError: It is to be downloaded, or no folder is given.
+    """
     if download:
         raise UserError(f"dataset '{info.name}' can't be downloaded; put its images into --data-dir FOLDER")
     if folder is None:
         raise UserError(f"dataset '{info.name}' needs a folder; give --data-dir FOLDER")
-    return scan_folders(info, folder)
+    return folder
+
+
+@register_dataset(IMAGENET)
+@register_dataset(FOLDER)
+def _load(info: DatasetInfo, folder: Path | None, download: bool) -> StoredImages:
+    place = given_folder(info, folder, download)
+    inner = place / info.name  # where 'tutelage data prepare' puts it
+    return scan_folders(info, inner if not (place / "train").exists() and inner.is_dir() else place)

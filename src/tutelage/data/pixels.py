@@ -1,7 +1,7 @@
 """Pillow's image operations for batches of 8-bit images, each image with a strength of its own.
 
-Equal to Pillow's to the bit. Every function takes images `[B, 3, H, W]` uint8 and a strength `[B]` float32
-and returns images of the same shape; where an operation knows no strength it is ignored.
+Equal to Pillow's to the bit. Every function takes images `[B, 3, H, W]` uint8 and a strength `[B]` floating
+point and returns images of the same shape; where an operation knows no strength it is ignored.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tutelage.data.affine import cubic_between
 
 GREY = 128
 """What fills the space that a shifted image leaves."""
@@ -24,9 +26,15 @@ def solarize(images: Tensor, strength: Tensor) -> Tensor:
     return torch.where(images >= _each(strength), 255 - images, images)
 
 
+def solarize_add(images: Tensor, strength: Tensor) -> Tensor:
+    """Add so much to the values below 128, up to 255."""
+    lighter = (images.int() + _each(strength).int()).clamp(max=255).to(torch.uint8)
+    return torch.where(images < 128, lighter, images)
+
+
 def posterize(images: Tensor, strength: Tensor) -> Tensor:
-    """Keep so many of the upper bits."""
-    step = 2 ** (8 - _each(strength).int().clamp(1, 8))
+    """Keep so many of the upper bits; with none of them the image is black."""
+    step = 2 ** (8 - _each(strength).int().clamp(0, 8))
     return (images.int() // step * step).to(torch.uint8)
 
 
@@ -92,10 +100,7 @@ def shear_y(images: Tensor, strength: Tensor) -> Tensor:
         where = (above + offset).clamp(0, height - 1) * width + column
         return flat.gather(2, where.flatten(1)[:, None].expand(-1, 3, -1)).view(images.shape)
 
-    first, second, third, fourth = (value(offset) for offset in (-1, 0, 1, 2))
-    cubic = fourth - third + second - first
-    square = 2 * (first - second) + third - fourth
-    mixed = second + share * (third - first + share * (square + share * cubic))
+    mixed = cubic_between([value(offset) for offset in (-1, 0, 1, 2)], share)
     there = (rows >= 0) & (rows < height)
     return torch.where(there[:, None], mixed.clamp(0, 255).to(torch.uint8), GREY)
 
@@ -141,6 +146,7 @@ OPERATIONS = {
     for function in (
         invert,
         solarize,
+        solarize_add,
         posterize,
         brightness,
         color,
@@ -168,7 +174,7 @@ def _luminance(images: Tensor) -> Tensor:
 
 def _blend(base: Tensor, images: Tensor, strength: Tensor) -> Tensor:
     """base + (1 + strength) (images - base), cut to 0..255 and towards zero."""
-    factor = 1 + _each(strength)
+    factor = (1 + _each(strength)).float()
     return (base.float() + factor * (images.float() - base.float())).clamp(0, 255).to(torch.uint8)
 
 

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.data.augment import Views, normalise
+from tutelage.data.augment import Views
 from tutelage.data.batch import Batch
 from tutelage.data.catalog import Dataset, Triple
-from tutelage.data.epochs import ImageData, check_batch_size, check_indices
+from tutelage.data.epochs import EpochOrder, ImageData, check_batch_size, check_indices
+from tutelage.data.finish import Erasing, Finish, Policy
+from tutelage.data.mixing import Mix
 from tutelage.errors import UserError
 
 
@@ -35,9 +37,8 @@ class ResidentData(ImageData):
     Attributes:
         info: Of the dataset.
         device: Where everything lies.
-        mean: `[3]` float32 on the device.
-        std: `[3]` float32 on the device.
-        augment: The views of training images.
+        augment: How training images are cut.
+        finish: See `ImageData`.
         splits: The parts by name; "val" is absent where nothing was held out.
     """
 
@@ -52,6 +53,8 @@ class ResidentData(ImageData):
         val_indices: Tensor | None = None,
         channels_last: bool = True,
         dtype: torch.dtype = torch.float32,
+        policy: Policy | None = None,
+        erasing: Erasing | None = None,
     ) -> None:
         """Move a dataset to a device.
 
@@ -60,12 +63,14 @@ class ResidentData(ImageData):
             device: To hold them.
             mean: Of the normalisation, on the 0..1 scale; the dataset's own by default.
             std: Likewise.
-            augment: How to vary training images; the dataset's customary crop and flip by default.
+            augment: How to cut training images; the dataset's customary crop and flip by default.
             train_indices: `[n]` rows of the training images to train on, in the order that gives
                 `Batch.index`; all of them by default.
             val_indices: `[m]` rows of the training images held out for validation.
             channels_last: Memory format of the batches.
             dtype: Floating-point type of the batches.
+            policy: What is done to cut training images; None for nothing.
+            erasing: What replaces a part of normalised training images; None for nothing.
 
         Raises:
             UserError: Indices are out of range, repeated or in both parts, or the augmentation is for images
@@ -74,22 +79,23 @@ class ResidentData(ImageData):
         self.augment: Views = augment or dataset.info.augment
         self.info = dataclasses.replace(dataset.info, image_size=self.augment.out_size)
         self.device = torch.device(device)
-        self.mean = torch.tensor(mean or dataset.info.mean, device=self.device)
-        self.std = torch.tensor(std or dataset.info.std, device=self.device)
+        centre, scale = (
+            torch.tensor(part, device=self.device)
+            for part in (mean or dataset.info.mean, std or dataset.info.std)
+        )
+        self.finish = Finish(centre, scale, channels_last, dtype, policy, erasing)
         if self.augment.size != dataset.info.image_size:
             raise UserError(
                 f"the augmentation cuts images of {self.augment.size} pixels, "
                 f"but those of {dataset.info.name} have {dataset.info.image_size}"
             )
-        self.view_count = self.augment.count
+        self.crop_count = self.augment.count
         self.unreadable = set()
         check_indices(len(dataset.train_labels), train_indices, val_indices)
         self.splits = {"train": self._resident(dataset.train_images, dataset.train_labels, train_indices)}
         if val_indices is not None and len(val_indices):
             self.splits["val"] = self._resident(dataset.train_images, dataset.train_labels, val_indices)
         self.splits["test"] = self._resident(dataset.test_images, dataset.test_labels, None)
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._dtype = dtype
 
     @property
     def train_labels(self) -> Tensor:
@@ -100,25 +106,29 @@ class ResidentData(ImageData):
         """See `ImageData`."""
         return len(self.splits[split].labels) if split in self.splits else 0
 
-    def sample_views(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """See `ImageData`."""
         return self.augment.sample(count, generator)
 
-    def train_batches(
-        self, epoch: int, seed: int, batch_size: int, start_step: int = 0, drop_last: bool = False
-    ) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
         """See `ImageData`."""
-        steps = self.steps_per_epoch(batch_size, drop_last)
-        rows, views = (part.to(self.device) for part in self.epoch_order(epoch, seed))
+        steps = self.steps_per_epoch(batch_size)
+        order = self.epoch_order(epoch, seed)
+        there = EpochOrder(*(part.to(self.device) for part in order))
         for step in range(start_step, steps):
-            positions = self.positions(step, batch_size)
-            yield self.take(rows[positions], views[positions])
+            draws = self.draws(self.own(order, step, batch_size).views)
+            index, view = self.own(there, step, batch_size)
+            yield self._batch(index, view, draws, self.mix(seed, epoch, step))
 
     def take(self, index: Tensor, view: Tensor) -> Batch:
         """See `ImageData`."""
+        return self._batch(index, view, self.draws(view))
+
+    def _batch(self, index: Tensor, view: Tensor, draws: Tensor | None, mix: Mix | None = None) -> Batch:
         images, labels = self.splits["train"]
-        cut = self.augment.apply(images, index, view)
-        return Batch(self._finished(cut), labels.index_select(0, index), index, view)
+        cut = self.augment.apply(images, index, view % self.crop_count)
+        finished = self.finish(cut, draws, mix)
+        return Batch(finished, self.targets(labels.index_select(0, index), mix), index, view)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """See `ImageData`."""
@@ -129,12 +139,7 @@ class ResidentData(ImageData):
         chunks = zip(*(part.split(batch_size) for part in (images, labels, everything)), strict=True)
         for chunk, targets, index in islice(chunks, self.share.rank, None, self.share.world):
             view = torch.full_like(index, self.augment.identity)
-            yield Batch(self._finished(self.augment.plain(chunk)), targets, index, view)
-
-    def _finished(self, images: Tensor) -> Tensor:
-        return normalise(images, self.mean, self.std, self._dtype).contiguous(
-            memory_format=self._memory_format
-        )
+            yield Batch(self.finish(self.augment.plain(chunk)), targets, index, view)
 
     def _resident(self, images: Tensor, labels: Tensor, rows: Tensor | None) -> Split:
         if rows is not None:

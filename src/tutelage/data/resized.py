@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tutelage.data.hashing import uniforms
+from tutelage.data.windows import TRIES, Window, first_window
 
 SEEDS = 2**31
 """Number of views; 0 is the plain one."""
-TRIES = 10
-
-
-class Window(NamedTuple):
-    """A part of each image that fills the result, in pixels of the image.
-
-    Attributes:
-        top: `[B]` float32.
-        left: `[B]` float32.
-        height: `[B]` float32.
-        width: `[B]` float32.
-    """
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,15 +62,14 @@ class ResizedViews:
         """See `CropFlip.apply`; uint8 in, `[B, 3, out_size, out_size]` uint8 out."""
         chosen = images.index_select(0, index)
         draws = uniforms(view, 4 * TRIES + 2)
-        window = self._window(draws[:, : 4 * TRIES].view(len(view), TRIES, 4))
-        plain = self._plain_window(len(view), view.device)
         shown = view > 0
-        window = Window(*(torch.where(shown, a, b) for a, b in zip(window, plain, strict=True)))
+        window = self._window(draws[:, : 4 * TRIES].view(len(view), TRIES, 4))
+        window = window.where(shown, self._plain_window(len(view), view.device))
         mirrored = shown & (draws[:, -1] < 0.5) if self.flip else torch.zeros_like(shown)
         cubic = torch.full_like(shown, self.interpolation != "bilinear")
         if self.interpolation == "random":
             cubic = ~shown | (draws[:, -2] < 0.5)
-        return resize(chosen, window, self.out_size, cubic, mirrored)
+        return resize(chosen, window, self.out_size, cubic, mirrored, cut=shown)
 
     def plain(self, images: Tensor) -> Tensor:
         """Images as they are evaluated: `[B, 3, size, size]` to `[B, 3, out, out]`, uint8."""
@@ -104,25 +86,22 @@ class ResizedViews:
 
     def _window(self, draws: Tensor) -> Window:
         """The first of ten random windows that fits, else the whole image; ``draws`` are `[B, 10, 4]`."""
-        low, high = (math.log(end) for end in self.ratio)
-        area = self.size**2 * (self.scale[0] + draws[..., 0] * (self.scale[1] - self.scale[0]))
-        ratio = torch.exp(low + draws[..., 1] * (high - low))
-        width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-        fits = (width > 0) & (width <= self.size) & (height > 0) & (height <= self.size)
-        top = (draws[..., 2] * (self.size - height + 1)).floor()
-        left = (draws[..., 3] * (self.size - width + 1)).floor()
-        first = fits.int().argmax(1, keepdim=True)
-        found = fits.any(1)
-        whole = float(self.size)
-        parts = [part.gather(1, first)[:, 0] for part in (top, left, height, width)]
-        other = (0.0, 0.0, whole, whole)
-        return Window(
-            *(torch.where(found, a, torch.full_like(a, b)) for a, b in zip(parts, other, strict=True))
-        )
+        window, found = first_window(draws, self.size, self.scale, self.ratio, self.size)
+        start, whole = (torch.full_like(window.top, value) for value in (0.0, float(self.size)))
+        return window.where(found, Window(start, start, whole, whole))
 
 
-def resize(images: Tensor, window: Window, size: int, cubic: Tensor, mirrored: Tensor) -> Tensor:
+def resize(
+    images: Tensor,
+    window: Window,
+    size: int,
+    cubic: Tensor,
+    mirrored: Tensor,
+    cut: Tensor | None = None,
+) -> Tensor:
     """Fill `size` x `size` pixels with a window of each image, as Pillow's ``resize(box=...)`` does.
+
+    Where the window is cut out first, as torchvision's ``resized_crop`` does, filters don't reach beyond it.
 
     Args:
         images: `[B, 3, H, W]` uint8.
@@ -130,19 +109,22 @@ def resize(images: Tensor, window: Window, size: int, cubic: Tensor, mirrored: T
         size: Side of the result.
         cubic: `[B]` bool, bicubic (a = -0.5) or bilinear.
         mirrored: `[B]` bool, left and right exchanged.
+        cut: `[B]` bool, whether the window, of whole pixels, is cut out first; None for nowhere.
 
     Returns:
         `[B, 3, size, size]` uint8.
     """
     height, width = images.shape[2:]
-    columns = filter_weights(window.left, window.width, width, size, cubic)
+    columns = filter_weights(window.left, window.width, width, size, cubic, cut)
     columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
-    rows = filter_weights(window.top, window.height, height, size, cubic)
+    rows = filter_weights(window.top, window.height, height, size, cubic, cut)
     wide = _to_bytes(torch.einsum("bsw,bchw->bchs", columns, images.float()))
     return _to_bytes(torch.einsum("bsh,bchw->bcsw", rows, wide)).to(torch.uint8)
 
 
-def filter_weights(start: Tensor, length: Tensor, pixels: int, size: int, cubic: Tensor) -> Tensor:
+def filter_weights(
+    start: Tensor, length: Tensor, pixels: int, size: int, cubic: Tensor, cut: Tensor | None = None
+) -> Tensor:
     """How much each pixel of a line counts in each of the result's: `[B, size, pixels]`, rows sum to 1.
 
     Args:
@@ -151,6 +133,7 @@ def filter_weights(start: Tensor, length: Tensor, pixels: int, size: int, cubic:
         pixels: Length of the line.
         size: Number of pixels wanted.
         cubic: `[B]` bool.
+        cut: See `resize`.
     """
     scale = (length / size)[:, None, None]
     stretch = scale.clamp(min=1.0)
@@ -166,6 +149,9 @@ def filter_weights(start: Tensor, length: Tensor, pixels: int, size: int, cubic:
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     cube = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
     weight = torch.where(cubic[:, None, None], cube, linear)
+    if cut is not None:
+        first = torch.where(cut[:, None, None], first.maximum(start[:, None, None]), first)
+        last = torch.where(cut[:, None, None], last.minimum((start + length)[:, None, None]), last)
     inside = (position - 0.5 >= first) & (position - 0.5 < last)
     weight = weight * inside
     return weight / weight.sum(2, keepdim=True)

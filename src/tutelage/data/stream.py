@@ -1,119 +1,47 @@
-"""Image files, decoded and cut by worker processes while the device trains."""
+"""Stored images, decoded and cut by worker processes while the device trains."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from tutelage.data.augment import normalise
 from tutelage.data.batch import Batch
 from tutelage.data.catalog import Triple
 from tutelage.data.crops import VIEWS, ResizedCrop
+from tutelage.data.decoding import Decoder, Loaded, Place
 from tutelage.data.epochs import ImageData, check_batch_size, check_indices
-from tutelage.data.folders import Files, ImageFolders
+from tutelage.data.finish import Erasing, Finish, Policy
+from tutelage.data.mixing import Mix
+from tutelage.data.sources import StoredImages
 from tutelage.errors import TutelageError
 
 TOLERATED = 0.001
 """Share of the files that may be unreadable before a run gives up."""
 
 
-class Item(NamedTuple):
-    """One decoded image.
-
-    Attributes:
-        image: `[3, S, S]` uint8, or None where the file can't be read.
-        row: Its row in the split.
-        view: Its view.
-    """
-
-    image: Tensor | None
-    row: int
-    view: int
-
-
-class Loaded(NamedTuple):
-    """One batch as it leaves a worker.
-
-    Attributes:
-        images: `[B, 3, S, S]` uint8.
-        rows: `[B]` int64.
-        views: `[B]` int64.
-        bad: Rows of files that couldn't be read, int64.
-    """
-
-    images: Tensor
-    rows: Tensor
-    views: Tensor
-    bad: Tensor
-
-
-def gather(items: list[Item], side: int | None = None) -> Loaded:
-    """Put the items together.
-
-    Args:
-        items: Decoded images, at least one.
-        side: Of the black image that stands for an unreadable one, in pixels; None leaves these out, and
-            where nothing is left the images are empty.
-    """
-    black = None if side is None else torch.zeros(3, side, side, dtype=torch.uint8)
-    shown = [item._replace(image=black) if item.image is None else item for item in items]
-    good = [item for item in shown if item.image is not None]
-    images = [item.image for item in good if item.image is not None]
-    numbers = (
-        torch.tensor(part, dtype=torch.int64)
-        for part in (
-            [item.row for item in good],
-            [item.view for item in good],
-            [item.row for item in items if item.image is None],
-        )
-    )
-    return Loaded(torch.stack(images) if images else torch.empty(0), *numbers)
-
-
-class Cut(Dataset[Item]):
-    """Files by (row, view)."""
-
-    def __init__(self, files: Files, crop: ResizedCrop) -> None:
-        self.paths, self.crop = files.paths, crop
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, place: tuple[int, int]) -> Item:
-        row, view = place
-        try:
-            with Image.open(self.paths[row]) as image:
-                return Item(self.crop(image.convert("RGB"), view), row, view)
-        except (OSError, ValueError, SyntaxError):  # what PIL raises for damaged files
-            return Item(None, row, view)
-
-
 class StreamData(ImageData):
-    """Image files in folders, for datasets that don't fit into memory.
+    """Images in files, archives or tables, for datasets that don't fit into memory.
 
     Worker processes decode, crop and flip to uint8; the device converts and normalises. A view's number alone
-    decides the crop, so any number of workers gives the same batches, and a run resumes at any step. A file
+    decides the crop, so any number of workers gives the same batches, and a run resumes at any step. An image
     that can't be read is remembered in `unreadable` and left out of its batch; with several processes, which
     have to agree on the number of rows, it is black.
 
     Attributes:
         info: Of the dataset, with the size of the images as they are handed out.
         device: Where the batches lie.
-        view_count: See `crops.VIEWS`.
+        crop_count: See `crops.VIEWS`.
+        finish: See `ImageData`.
         unreadable: See `ImageData`.
     """
 
     def __init__(
         self,
-        folders: ImageFolders,
+        stored: StoredImages,
         device: torch.device | str,
         image_size: int | None = None,
         mean: Triple | None = None,
@@ -124,9 +52,11 @@ class StreamData(ImageData):
         val_indices: Tensor | None = None,
         channels_last: bool = True,
         workers: int = 0,
+        policy: Policy | None = None,
+        erasing: Erasing | None = None,
     ) -> None:
         """Args:
-            folders: The files.
+            stored: The images.
             device: Where batches go.
             image_size: Side of the images handed out, in pixels; None takes the dataset's.
             mean: Of the normalisation, on the 0..1 scale; None takes the dataset's.
@@ -137,24 +67,32 @@ class StreamData(ImageData):
             val_indices: `[m]` rows of the training files held out for validation.
             channels_last: Memory format of the batches.
             workers: Processes that decode; 0 decodes in this one.
+            policy: What is done to cut training images; None for nothing.
+            erasing: What replaces a part of normalised training images; None for nothing.
 
         Raises:
             UserError: Indices are out of range, repeated or in both parts.
         """
-        check_indices(len(folders.train.paths), train_indices, val_indices)
-        self.info = dataclasses.replace(folders.info, image_size=image_size or folders.info.image_size)
+        check_indices(len(stored.train), train_indices, val_indices)
+        self.info = dataclasses.replace(stored.info, image_size=image_size or stored.info.image_size)
         self.device = torch.device(device)
-        self.mean = torch.tensor(mean or self.info.mean, device=self.device)
-        self.std = torch.tensor(std or self.info.std, device=self.device)
-        self.view_count = VIEWS
+        centre, scale = (
+            torch.tensor(part, device=self.device) for part in (mean or self.info.mean, std or self.info.std)
+        )
+        self.finish = Finish(centre, scale, channels_last, policy=policy, erasing=erasing)
+        self.crop_count = VIEWS
         self.unreadable = set()
-        self._crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
-        self._augment, self._workers = augment, workers
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.splits = {"train": _part(folders.train, train_indices), "test": folders.test}
+        self._augment = augment
+        whole = stored.train
+        self.splits = {
+            "train": whole if train_indices is None else whole.part(train_indices),
+            "test": stored.test,
+        }
         if val_indices is not None and len(val_indices):
-            self.splits["val"] = _part(folders.train, val_indices)
-        self._labels = {name: files.labels.to(self.device) for name, files in self.splits.items()}
+            self.splits["val"] = whole.part(val_indices)
+        self._labels = {name: source.labels.to(self.device) for name, source in self.splits.items()}
+        crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
+        self._decoder = Decoder(self.splits, crop, workers, pinned=self.device.type == "cuda")
 
     @property
     def train_labels(self) -> Tensor:
@@ -163,67 +101,62 @@ class StreamData(ImageData):
 
     def size(self, split: str) -> int:
         """See `ImageData`."""
-        return len(self.splits[split].paths) if split in self.splits else 0
+        return len(self.splits[split]) if split in self.splits else 0
 
-    def sample_views(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """See `ImageData`."""
         if not self._augment:
             return torch.zeros(count, dtype=torch.int64)
         return torch.randint(1, VIEWS, (count,), generator=generator)
 
-    def train_batches(
-        self, epoch: int, seed: int, batch_size: int, start_step: int = 0, drop_last: bool = False
-    ) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Batch]:
         """See `ImageData`."""
-        steps = self.steps_per_epoch(batch_size, drop_last)
+        steps = self.steps_per_epoch(batch_size)
         order = self.epoch_order(epoch, seed)
-        places = list(zip(order.rows.tolist(), order.views.tolist(), strict=True))
-        wanted = [places[self.positions(step, batch_size)] for step in range(start_step, steps)]
-        alone = self.share.world == 1  # processes have to agree on the number of rows
-        return self._load("train", wanted, None if alone else self.info.image_size)
+        shares = (self.own(order, step, batch_size) for step in range(start_step, steps))
+        wanted = (_places("train", share.rows, share.views) for share in shares)
+        mixes = (self.mix(seed, epoch, step) for step in range(start_step, steps))
+        return self._load("train", wanted, mixes, complete=self.share.world > 1)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """See `ImageData`; unreadable files are not counted."""
         self.check_split(split)
         check_batch_size(batch_size)
-        places = [(row, 0) for row in range(self.size(split))]
-        batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-        return self._load(split, batches[self.share.rank :: self.share.world])
+        rows = torch.arange(self.size(split)).split(batch_size)[self.share.rank :: self.share.world]
+        return self._load(split, (_places(split, part, torch.zeros_like(part)) for part in rows))
 
     def take(self, index: Tensor, view: Tensor) -> Batch:
         """See `ImageData`; decoded in threads of this process, and an unreadable file is black."""
-        cut = Cut(self.splits["train"], self._crop)
-        places = zip(index.tolist(), view.tolist(), strict=True)
-        with ThreadPoolExecutor(max(self._workers, 1)) as pool:
-            items = list(pool.map(cut.__getitem__, places))
-        loaded = gather(items, self.info.image_size)
-        self._note("train", loaded.bad.tolist())
+        loaded = self._decoder.at_once(_places("train", index, view))
+        self._note("train", loaded)
         return self._batch("train", loaded)
 
     def _load(
-        self, split: str, wanted: list[list[tuple[int, int]]], side: int | None = None
+        self,
+        split: str,
+        wanted: Iterable[list[Place]],
+        mixes: Iterable[Mix | None] | None = None,
+        complete: bool = False,
     ) -> Iterator[Batch]:
-        loader: DataLoader[Item] = DataLoader(
-            Cut(self.splits[split], self._crop),
-            batch_sampler=wanted,
-            num_workers=min(self._workers, len(wanted)),
-            collate_fn=partial(gather, side=side),
-            pin_memory=self.device.type == "cuda",
-        )
-        for loaded in loader:
-            self._note(split, loaded.bad.tolist())
-            if len(loaded.rows):
-                yield self._batch(split, loaded)
+        """The wanted batches; ``complete`` keeps images that can't be read, so that all know their number."""
+        for loaded, mix in zip(
+            self._decoder.batches(wanted), repeat(None) if mixes is None else mixes, strict=False
+        ):
+            self._note(split, loaded)
+            shown = loaded if complete else loaded.readable()
+            if len(shown.rows):
+                yield self._batch(split, shown, mix)
 
-    def _batch(self, split: str, loaded: Loaded) -> Batch:
+    def _batch(self, split: str, loaded: Loaded, mix: Mix | None = None) -> Batch:
         images, index, view = (part.to(self.device, non_blocking=True) for part in loaded[:3])
-        finished = normalise(images, self.mean, self.std).contiguous(memory_format=self._memory_format)
-        return Batch(finished, self._labels[split].index_select(0, index), index, view)
+        finished = self.finish(images, self.draws(loaded.views) if split == "train" else None, mix)
+        labels = self._labels[split].index_select(0, index)
+        return Batch(finished, self.targets(labels, mix), index, view)
 
-    def _note(self, split: str, bad: list[int]) -> None:
-        files = self.splits[split].paths
-        self.unreadable.update(files[row] for row in bad)
-        total = sum(len(part.paths) for part in self.splits.values())
+    def _note(self, split: str, loaded: Loaded) -> None:
+        source = self.splits[split]
+        self.unreadable.update(source.name(row) for row in loaded.rows[~loaded.good].tolist())
+        total = sum(len(part) for part in self.splits.values())
         if len(self.unreadable) > max(1, TOLERATED * total):
             raise TutelageError(
                 f"{len(self.unreadable)} of {total} image files can't be read, {min(self.unreadable)} among "
@@ -231,7 +164,5 @@ class StreamData(ImageData):
             )
 
 
-def _part(files: Files, rows: Tensor | None) -> Files:
-    if rows is None:
-        return files
-    return Files(tuple(files.paths[row] for row in rows.tolist()), files.labels[rows.cpu()])
+def _places(split: str, rows: Tensor, views: Tensor) -> list[Place]:
+    return [Place(split, *numbers) for numbers in zip(rows.tolist(), views.tolist(), strict=True)]
