@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from torch import nn
 
 from tutelage.data import ResidentData, make_shapes
 from tutelage.data.batch import Batch
-from tutelage.methods import Clock, DataSpec, Method, Networks
+from tutelage.methods import Clock, DataSpec, Method, Networks, create_method
 from tutelage.models.network import Network, create_network
 from tutelage.training.step import Step
 
@@ -21,7 +24,13 @@ CLASSES = ("apple", "pear", "plum")
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 24)}),
+    "cycle": ("CycleMLP_B1", {"depths": (1, 1, 2, 1), "widths": (8, 12, 16, 24)}),
+    "hire": ("hire_mlp_tiny", {"depths": (1, 2, 1, 1), "widths": (8, 12, 16, 24)}),
     "mlp": ("mixer", {"img_size": 32, "patch_size": 8, "num_blocks": 6, "embed_dim": 16}),
+    "permutator": (
+        "vip_s7",
+        {"depths": (1, 1, 2, 1), "widths": (16, 24, 24, 24), "strides": (4, 2, 1, 1)},
+    ),
     "swin": (
         "swin_tiny_patch4_window7_224",
         {
@@ -36,6 +45,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 6, "embed_dim": 24}),
 }
 """Tiny networks of several families for images of 32 x 32 pixels; any other name is timm's."""
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "crd": {"negatives": 64},
+    "off": {"grid": 4, "dim": 32, "attention_dim": 16},
+    "pat": {"dim": 64},
+}
+"""Settings that make the parts of methods as small as the networks, where their own are for large ones."""
+
+
+def toy_method(name: str, **settings: Any) -> Method:
+    """A method with its own settings but for `SMALL`."""
+    return create_method(name, **{**SMALL.get(name, {}), **settings})
 
 
 def toy_data(per_class: int = 4) -> ResidentData:
@@ -81,6 +103,39 @@ def toy_step(method: Method, data: ResidentData, **names: Any) -> tuple[Step, Ne
     spec = DataSpec(data.info.num_classes, (3, side, side), data.train_labels, data.take, data.view_count)
     method.setup(nets, spec)
     return Step(nets, method).train(), nets
+
+
+def objectives(step: Step, nets: Networks) -> dict[str, Step]:
+    """One step for each objective among the phases of a method that is set up."""
+    kinds = {(phase.objective, phase.trains) for phase in step.method.phases()}
+    return {
+        objective: Step(nets, step.method, objective, students=trains == "student").train()
+        for objective, trains in sorted(kinds)
+    }
+
+
+def gradients_of(
+    step: Step,
+    nets: Networks,
+    batch: Batch,
+    clock: Clock,
+    call: Callable[[Step], Callable[..., Any]] = lambda module: module,
+) -> dict[str, torch.Tensor]:
+    """Gradients of each objective by its name and the parameter's; the step's state stays as it was."""
+    found, state = {}, copy.deepcopy(step.state_dict())
+    for objective, module in objectives(step, nets).items():
+        torch.manual_seed(1)
+        call(module)(batch, clock).loss.backward()
+        found |= {f"{objective} {n}": p.grad for n, p in module.named_parameters() if p.grad is not None}
+        step.zero_grad(set_to_none=True)
+        step.method.discard()
+        step.load_state_dict(state)
+    return found
+
+
+def compiled_with(**settings: Any) -> Callable[[Step], Callable[..., Any]]:
+    """A call of `torch.compile` on the whole step."""
+    return partial(torch.compile, fullgraph=True, dynamic=False, **settings)
 
 
 def toy_batch(data: ResidentData, size: int = 8, method: Method | None = None) -> Batch:

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from tutelage import losses
 from tutelage.losses import (
+    attended_loss,
     attention_loss,
     attention_map,
+    binary_cross_entropy,
+    bkd_loss,
     boundary_loss,
     ced_loss,
     ced_terms,
+    cka_loss,
     congruence_loss,
     contrast_loss,
     cross_entropy,
@@ -58,7 +62,12 @@ class Sample(NamedTuple):
 SAMPLES = {
     "cross_entropy": Sample(lambda s, t: cross_entropy(s, t.softmax(1), 0.1), (4, 5), (4, 5)),
     "cross_entropy, labels": Sample(lambda s, t: cross_entropy(s + t, LABELS, 0.1), (4, 5), (4, 5)),
+    "binary_cross_entropy": Sample(lambda s, t: binary_cross_entropy(s, t.softmax(1), 0.1), (4, 5), (4, 5)),
+    "binary_cross_entropy, labels": Sample(
+        lambda s, t: binary_cross_entropy(s + t, LABELS, 0.1), (4, 5), (4, 5)
+    ),
     "kd_loss": Sample(lambda s, t: kd_loss(s, t, 4.0), (4, 5), (4, 5)),
+    "bkd_loss": Sample(bkd_loss, (4, 5), (4, 5)),
     "dkd_terms": Sample(lambda s, t: torch.stack(dkd_terms(s, t, LABELS, 4.0)), (4, 5), (4, 5)),
     "dkd_loss": Sample(lambda s, t: dkd_loss(s, t, SOFT_LABELS, 1.0, 8.0, 4.0), (4, 5), (4, 5)),
     "dist_terms": Sample(lambda s, t: torch.stack(dist_terms(s, t, 4.0)), (4, 5), (4, 5)),
@@ -72,6 +81,13 @@ SAMPLES = {
     "attention_map": Sample(lambda s, t: attention_map(s + t), (2, 3, 2, 2), (2, 3, 2, 2)),
     "attention_loss": Sample(attention_loss, (2, 3, 4, 4), (2, 2, 2, 2)),
     "attention_loss, odd sides": Sample(attention_loss, (2, 3, 3, 3), (2, 2, 5, 2)),
+    "attended_loss": Sample(
+        lambda s, t: attended_loss([s, s.exp()], [t], t.flatten(1)[:, :2].softmax(1).unsqueeze(1)),
+        (4, 3, 3, 3),
+        (4, 2, 2, 2),
+    ),
+    "cka_loss": Sample(cka_loss, (4, 2, 3), (4, 2, 5)),
+    "cka_loss, joint": Sample(lambda s, t: cka_loss(s, t, joint=True), (4, 2, 3), (4, 2, 5)),
     "similarity_loss": Sample(similarity_loss, (3, 2, 2, 2), (3, 5)),
     "rkd_distance_loss": Sample(rkd_distance_loss, (4, 3), (4, 5)),
     "rkd_angle_loss": Sample(rkd_angle_loss, (4, 3), (4, 5)),

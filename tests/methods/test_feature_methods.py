@@ -52,10 +52,9 @@ def test_networks_of_other_widths_and_sides_are_compared_too(name, data):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in step.parameters())
 
 
-def test_stages_have_to_pair(data):
-    for name in ("vid", "nst", "kdsvd", "reviewkd"):
-        with pytest.raises(UserError, match="student has 3 and the teacher 4"):
-            toy_step(create_method(name), data, teacher="vgg8_cifar")
+def test_singular_vectors_need_stages_that_pair_and_are_equally_wide(data):
+    with pytest.raises(UserError, match="student has 3 and the teacher 4"):
+        toy_step(create_method("kdsvd"), data, teacher="vgg8_cifar")
     with pytest.raises(UserError, match=r"\[16, 32, 64\] and the teacher's \[64, 128, 256\]"):
         toy_step(create_method("kdsvd"), data, teacher="resnet8x4_cifar")
 
@@ -123,6 +122,14 @@ def test_reviewkd_fuses_in_the_students_last_width_up_to_a_bound(data):
         assert [fusion.conv2[0].weight.shape[0] for fusion in fusions] == [64, 128, 256, 256]
         assert [fusion.att_conv is None for fusion in fusions] == [False, False, False, True]
         assert [fusion.sides for fusion in fusions] == [(32, 32), (16, 16), (8, 8), (1, 1)]
+
+
+def test_reviewkd_pairs_stages_of_other_counts(data):
+    step, _ = toy_step(create_method("reviewkd"), data, student="resnet8_cifar", teacher="convnext")
+    fusions = step.method.fusions
+    assert [fusion.conv1[0].weight.shape[1] for fusion in fusions] == [16, 32, 64, 64]
+    assert [fusion.conv2[0].weight.shape[0] for fusion in fusions] == [12, 16, 24, 24]
+    step(toy_batch(data), toy_clock()).loss.backward()
 
 
 def test_reviewkd_compares_with_the_teacher_before_its_activation(data):

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 
-from toys import toy_batch, toy_clock, toy_data, toy_step
+from toys import (
+    compiled_with,
+    gradients_of,
+    objectives,
+    toy_batch,
+    toy_clock,
+    toy_data,
+    toy_method,
+    toy_step,
+)
 from tutelage.errors import UserError
 from tutelage.methods import create_method, method_class, method_config, method_names
-from tutelage.training.step import Step, relative_difference
+from tutelage.training.step import relative_difference
 
 
 @pytest.fixture(scope="module")
@@ -19,31 +27,9 @@ def data():
     return toy_data()
 
 
-def objectives(step, nets):
-    """One step for each objective among the phases of a method that is set up."""
-    kinds = {(phase.objective, phase.trains) for phase in step.method.phases()}
-    return {
-        objective: Step(nets, step.method, objective, students=trains == "student").train()
-        for objective, trains in sorted(kinds)
-    }
-
-
-def gradients_of(step, nets, batch, clock, call=lambda module: module):
-    """Gradients of each objective by its name and the parameter's; the step's state stays as it was."""
-    found, state = {}, copy.deepcopy(step.state_dict())
-    for objective, module in objectives(step, nets).items():
-        torch.manual_seed(1)
-        call(module)(batch, clock).loss.backward()
-        found |= {f"{objective} {n}": p.grad for n, p in module.named_parameters() if p.grad is not None}
-        step.zero_grad(set_to_none=True)
-        step.method.discard()
-        step.load_state_dict(state)
-    return found
-
-
 @pytest.mark.parametrize("name", method_names())
 def test_the_phases_train_the_student_and_the_parts_and_nothing_else(name, data):
-    step, nets = toy_step(create_method(name), data)
+    step, nets = toy_step(toy_method(name), data)
     before = copy.deepcopy(nets.teacher.state_dict()) if nets.teacher is not None else {}
     for module in objectives(step, nets).values():
         result = module(toy_batch(data, method=step.method), toy_clock())
@@ -57,25 +43,10 @@ def test_the_phases_train_the_student_and_the_parts_and_nothing_else(name, data)
         assert all(torch.equal(before[key], value) for key, value in nets.teacher.state_dict().items())
 
 
-def compiled_with(**settings):
-    """A call of `torch.compile` on the whole step."""
-    return partial(torch.compile, fullgraph=True, dynamic=False, **settings)
-
-
-@pytest.mark.parametrize("name", method_names())
-def test_the_step_compiles_whole_and_gives_the_eager_gradients(name, data):
-    step, nets = toy_step(create_method(name), data)
-    batch, clock = toy_batch(data, method=step.method), toy_clock()
-    eager = gradients_of(step, nets, batch, clock)
-    compiled = gradients_of(step, nets, batch, clock, compiled_with(backend="aot_eager"))
-    assert relative_difference(compiled, eager) < 1e-4
-    torch._dynamo.reset()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", method_names())
 def test_the_step_compiled_with_inductor_gives_the_eager_gradients(name, data):
-    step, nets = toy_step(create_method(name), data)
+    step, nets = toy_step(toy_method(name), data)
     batch, clock = toy_batch(data, method=step.method), toy_clock()
     eager = gradients_of(step, nets, batch, clock)
     compiled = gradients_of(step, nets, batch, clock, compiled_with(options={"fallback_random": True}))
@@ -97,7 +68,7 @@ def test_each_weight_scales_its_term(name, data):
     weights = [f for f in type(defaults).model_fields if f.endswith("_weight") or f in {"alpha", "beta"}]
     assert "ce_weight" in weights and len(weights) >= 2
     given = {weight: getattr(defaults, weight) or 1.0 for weight in weights}
-    base, nets = toy_step(create_method(name, **given), data)
+    base, nets = toy_step(toy_method(name, **given), data)
     with torch.no_grad():
         for parameter in base.method.parameters():  # a part that starts as nothing may have no loss yet
             if not parameter.any():
@@ -107,7 +78,7 @@ def test_each_weight_scales_its_term(name, data):
     terms = terms_of(base, nets, batch, clock)
     changed = set()
     for weight in weights:
-        doubled, nets = toy_step(create_method(name, **{**given, weight: 2 * given[weight]}), data)
+        doubled, nets = toy_step(toy_method(name, **{**given, weight: 2 * given[weight]}), data)
         doubled.load_state_dict(state)
         got = terms_of(doubled, nets, batch, clock)
         moved = {key for key in terms if not torch.allclose(got[key], terms[key], rtol=1e-3, atol=1e-6)}
@@ -158,11 +129,3 @@ def test_dkd_ramps_up_over_its_warm_up(data):
     for epoch, share in ((0, 1 / 20), (9, 10 / 20), (19, 1.0), (200, 1.0)):
         got = step(batch, toy_clock(epoch=float(epoch))).terms["nckd"]
         torch.testing.assert_close(got, share * expected, rtol=1e-3, atol=1e-6)
-
-
-def test_stage_methods_refuse_networks_whose_stages_do_not_pair(data):
-    for name in ("at", "fitnet"):
-        with pytest.raises(UserError, match="student has 3 and the teacher 4"):
-            toy_step(create_method(name), data, teacher="vgg8_cifar")
-    with pytest.raises(UserError, match="choose 1 to 3"):
-        toy_step(create_method("fitnet", stage=4), data)

@@ -281,9 +281,21 @@ def test_prompts_stand_where_they_are_asked_for(data):
         method.build([(3, 4, 4)] * 2, [(3, 4, 4)] * 2, [Entrance(3, (4, 4)), None], tokens=False)
 
 
-def test_pairs_without_common_stages_are_refused(data):
-    with pytest.raises(UserError, match="student has 3 and the teacher 4"):
-        toy_step(small(), data, student="resnet8_cifar", teacher="vit")
+def test_the_last_three_of_four_stages_are_the_partners_of_three(data):
+    step, nets = toy_step(small(), data, student="resnet8_cifar", teacher="vit")
+    method, (batch, _) = step.method, batches(data, step.method)
+    assert list(method.prompt_blocks) == ["1", "2", "3"]
+    assert method.inserts() == [None, *method.prompt_blocks.values()]
+    prompted = nets.teacher(batch.images, inserts=method.inserts())
+    for got, expected in zip(method.stages(prompted), prompted.stages[1:], strict=True):
+        assert torch.equal(got, expected)
+    aligned = method.align(nets.student(batch.images))
+    step(batch, toy_clock())
+    method.commit(batch)
+    gaps = [prompt.gap for prompt in method.prompt_blocks.values()]
+    assert [gap.shape for gap in gaps] == [stage.shape for stage in aligned] and all(map(torch.any, gaps))
+    with pytest.raises(UserError, match="stage 1, because it has no partner among the student's; name other"):
+        toy_step(small(prompt_stages=1), data, student="resnet8_cifar", teacher="vit")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +303,7 @@ def test_pairs_without_common_stages_are_refused(data):
     [
         ({"regions": 10}, "method.regions.*form a square grid"),
         ({"dim": 100}, "method.heads.*divide method.dim, which is 100"),
-        ({"prompt_stages": [1, 1]}, "one prompt; name it once"),
+        ({"prompt_stages": [1, 1]}, "name a stage once"),
         ({"preset": "publishd"}, "method.preset"),
     ],
 )

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from tutelage.errors import UserError
 from tutelage.methods import create_method
-from tutelage.methods.pat_modules import Patches, RegionAttention, as_grid, class_token_last
+from tutelage.methods.pat_modules import RegionAttention, class_token_last
 from tutelage.methods.pat_prompts import Entrance, PromptBlock, PromptSwitches, SEBlock
+from tutelage.methods.projectors import Patches, as_grid
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The regressor's shapes, rules and refusals (its numbers are checked in tests/parity)."""
+"""The regressor's shapes and rules (its numbers are checked in tests/parity)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.errors import UserError
 from tutelage.methods.projectors import ConvRegressor
 
 
@@ -34,9 +33,16 @@ def test_maps_to_the_teachers_shape(
 
 
 @pytest.mark.parametrize("teacher", [(5, 7, 7), (5, 8, 3), (5, 12, 12)])
-def test_refuses_what_no_rule_covers(teacher: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match="their sides are 4x4 and"):
-        ConvRegressor((3, 4, 4), teacher)
+def test_resizes_what_no_rule_of_the_reference_covers(teacher: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    regressor, features = ConvRegressor((3, 4, 4), teacher, relu=False), torch.randn(2, 3, 4, 4)
+    rows, columns = (torch.arange(side) * 4 // side for side in teacher[1:])
+    weight = regressor.conv.weight
+    assert weight.shape == (5, 3, 1, 1)
+    mapped = torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], features[:, :, rows][:, :, :, columns])
+    mapped = mapped + regressor.conv.bias[:, None, None]
+    expected = (mapped - mapped.mean((0, 2, 3), True)) / (mapped.var((0, 2, 3), False, True) + 1e-5).sqrt()
+    torch.testing.assert_close(regressor(features), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("relu", [True, False])

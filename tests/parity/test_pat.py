@@ -17,17 +17,9 @@ from parity.test_losses import leaves
 from tutelage.data.batch import Batch
 from tutelage.losses import hcl_loss
 from tutelage.methods import Clock, Outs, create_method
-from tutelage.methods.pat_modules import (
-    TABLE_ROWS,
-    MapAligner,
-    Patches,
-    RegionAttention,
-    TokenAligner,
-    as_grid,
-    class_token_last,
-    sinusoids,
-)
+from tutelage.methods.pat_modules import TABLE_ROWS, RegionAttention, class_token_last, sinusoids
 from tutelage.methods.pat_prompts import Entrance, PromptBlock, PromptSwitches, SEBlock
+from tutelage.methods.projectors import MapAligner, Patches, TokenAligner, as_grid
 from tutelage.models.network import Outputs
 
 PUBLISHED = PromptSwitches(rescale=False, scrambled=True, class_token_last=True)

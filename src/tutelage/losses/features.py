@@ -144,7 +144,7 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
         if level < min(student.shape[2:]):
             weight /= 2
             weights += weight
-            pooled = [_pool_to(features, level, level) for features in (student, teacher)]
+            pooled = [pool_to(features, level, level) for features in (student, teacher)]
             total = total + weight * hint_loss(*pooled)
     return total / weights
 
@@ -153,7 +153,7 @@ def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool `[B, C_s, H_s, W_s]` and `[B, C_t, H_t, W_t]` to the smaller of their sides."""
     height = min(student.shape[2], teacher.shape[2])
     width = min(student.shape[3], teacher.shape[3])
-    return _pool_to(student, height, width), _pool_to(teacher, height, width)
+    return pool_to(student, height, width), pool_to(teacher, height, width)
 
 
 def _mean_kernel(first: Tensor, second: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ def _mean_kernel(first: Tensor, second: Tensor) -> Tensor:
     return (first @ second.transpose(1, 2)).square().mean()
 
 
-def _pool_to(features: Tensor, height: int, width: int) -> Tensor:
-    """Average-pool `[B, C, H, W]` to `[B, C, height, width]`.
+def pool_to(features: Tensor, height: int, width: int) -> Tensor:
+    """Average-pool `[B, C, H, W]` to `[B, C, height, width]`; a smaller map is enlarged by repeating.
 
     Whole ratios go through plain pooling, which gives the same numbers and, unlike adaptive pooling, has a
     deterministic gradient on GPUs.

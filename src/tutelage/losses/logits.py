@@ -25,6 +25,30 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Every class as a yes-or-no question that the label answers, mean over batch and classes.
+
+    L = -1/(B C) sum_bc (t_bc log sigmoid(z_bc) + (1 - t_bc) log (1 - sigmoid(z_bc))), where
+    t = (1 - e) y + e / C, with e the label smoothing.
+
+    Args:
+        logits: Class scores z `[B, C]`.
+        targets: Class indices `[B]` int64 in `[0, C)`, or a distribution over the classes `[B, C]`.
+        label_smoothing: e in `[0, 1]`.
+
+    Returns:
+        Scalar >= 0.
+
+    Source:
+        Wightman et al. 2021, arXiv 2110.00476; timm ``loss/binary_cross_entropy.py``, where the smoothing of
+        distributions is left to what made them.
+    """
+    if not targets.is_floating_point():
+        targets = target_mask(targets, logits.shape[1])
+    soft = (1 - label_smoothing) * targets.to(logits.dtype) + label_smoothing / logits.shape[1]
+    return F.binary_cross_entropy_with_logits(logits, soft)
+
+
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Hinton's distillation loss: KL between softened class distributions.
 
@@ -47,6 +71,24 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def bkd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Binary distillation: every class is a yes-or-no question that the teacher's softmax answers.
+
+    L = -1/(B C) sum_bc (p_bc log sigmoid(z_bc) + (1 - p_bc) log (1 - sigmoid(z_bc))), p = softmax(z_t).
+
+    Args:
+        student_logits: z `[B, C]`.
+        teacher_logits: z_t `[B, C]`.
+
+    Returns:
+        Scalar >= 0; least where sigmoid(z) = p, which isn't where the logits agree.
+
+    Source:
+        OFAKD and PAT ``distillers/kd.py`` (``BKD``).
+    """
+    return binary_cross_entropy(student_logits, teacher_logits.softmax(dim=1))
 
 
 def dkd_terms(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.losses import boundary_loss
 from tutelage.losses.boundaries import boundary_weights
-from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, Phase, paired_stages
+from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, Phase
 from tutelage.methods.first_stage import FirstStageConfig, first_and_main
-from tutelage.methods.pairs import stage_pairs
-from tutelage.methods.projectors import ConvRegressor
+from tutelage.methods.pairs import form_pairs, stage_pairs
+from tutelage.methods.projectors import ConvRegressor, Form
 from tutelage.methods.registry import register_method
-from tutelage.models.network import Ask, probe
+from tutelage.models.network import Ask
 
 
 class ABConfig(FirstStageConfig):
@@ -36,9 +35,11 @@ class AB(Method):
     """First stage: L = w_ab sum_l 2^(l - L) B(c_l(F_s,l), F_t,l) over stages 1 to L; then L = w_ce CE.
 
     B is `boundary_loss` on features before the activation, c_l a convolution with batch norm where the shapes
-    of the two features differ. The connectors are trained in the first stage together with the student, whose
-    classifier gets no gradient there, and have no part in the second. RepDistiller's beta weighs the second
-    stage's term, which is zero; the first stage has no weight there.
+    of the two features differ; stages pair as `pairs.partners` says. The connectors are trained in the first
+    stage together with the student, whose classifier gets no gradient there, and have no part in the second.
+    Networks outside the zoo are refused: most have no activation at the ends of their stages, and so no
+    boundary. RepDistiller's beta weighs the second stage's term, which is zero; the first stage has no weight
+    there.
     """
 
     Config: ClassVar[type[Config]] = ABConfig
@@ -51,10 +52,7 @@ class AB(Method):
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Build the connectors."""
-        assert nets.teacher is not None
-        paired_stages(nets, self.name)
-        shapes = [probe(net, data.image_shape).stages for net in (nets.student, nets.teacher)]
-        self.connectors = nn.ModuleList(_connector(*pair) for pair in zip(*shapes, strict=True))
+        self.connectors = nn.ModuleList(_connector(*pair) for pair in form_pairs(nets, data))
 
     def phases(self) -> tuple[Phase, Phase]:
         """The transfer, then training from labels."""
@@ -72,7 +70,5 @@ class AB(Method):
         return {"ab": config.ab_weight * torch.stack(losses).sum()}
 
 
-def _connector(student_shape: Sequence[int], teacher_shape: Sequence[int]) -> nn.Module:
-    if tuple(student_shape) == tuple(teacher_shape):
-        return nn.Identity()
-    return ConvRegressor(student_shape, teacher_shape, relu=False)
+def _connector(student: Form, teacher: Form) -> nn.Module:
+    return nn.Identity() if student == teacher else ConvRegressor(student.shape, teacher.shape, relu=False)

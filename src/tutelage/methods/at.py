@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tutelage.data.batch import Batch
 from tutelage.losses import attention_loss
-from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, paired_stages
+from tutelage.methods.base import Clock, Config, Method, Needs, Outs
 from tutelage.methods.pairs import STAGES, stage_pairs
 from tutelage.methods.registry import register_method
 
@@ -26,7 +26,11 @@ class ATConfig(Config):
     source="Zagoruyko et al. 2017, arXiv 1612.03928",
 )
 class AT(Method):
-    """L = w_ce CE + w_at sum over stages of mean (A(F_s) - A(F_t))^2, A the `attention_map`."""
+    """L = w_ce CE + w_at sum over stages of mean (A(F_s) - A(F_t))^2, A the `attention_map`.
+
+    Networks of any families: tokens count as the maps they make, the larger map is pooled to the smaller's
+    sides, and stages pair as `pairs.partners` says.
+    """
 
     Config: ClassVar[type[Config]] = ATConfig
 
@@ -34,10 +38,6 @@ class AT(Method):
     def needs(self) -> Needs:
         """Stages of both networks."""
         return STAGES
-
-    def setup(self, nets: Networks, data: DataSpec) -> None:
-        """Only checks that the stages pair."""
-        paired_stages(nets, self.name)
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         """See the class."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError
-from tutelage.losses import cross_entropy
+from tutelage.losses import binary_cross_entropy, cross_entropy
 from tutelage.methods.ranks import Counts, gather_rows
 from tutelage.models.folding import folded
 from tutelage.models.network import Ask, Network, Outputs, Role
@@ -75,6 +75,8 @@ class Needs:
         students: How many networks are trained together on the same batches.
         views: Rows that `Method.views` makes of each sample, sample-major; row ``i * views`` is the
             plain view of sample i and the one that training accuracy is measured on.
+        mixes: Whether images mixed of two samples, with distributions as targets, mean something to it.
+        repeats: Whether a sample may stand in a batch several times; not where a memory has a row for each.
     """
 
     student: Ask = LOGITS
@@ -84,6 +86,8 @@ class Needs:
     student_role: Role = "trained"
     students: int = 1
     views: int = 1
+    mixes: bool = True
+    repeats: bool = True
 
     def for_classes(self, num_classes: int) -> Needs:
         """The same with the width of the branch heads worked out for data of ``num_classes`` classes."""
@@ -178,6 +182,11 @@ class Config(BaseModel):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the label's mass spread evenly over all classes."
     )
+    criterion: Literal["ce", "bce"] = Field(
+        "ce",
+        description="What compares scores with labels: cross entropy, or binary cross entropy of each class "
+        "apart, mean over all classes.",
+    )
 
 
 class Method(nn.Module):
@@ -256,7 +265,7 @@ class Method(nn.Module):
         self._kept.clear()
 
     def everyones(self, rows: Tensor) -> Tensor:
-        """The rows of a batch from all processes, in the order of a single process's batch, without graph.
+        """The rows of a batch from all processes, in the order of their parts (`data.Share`), without graph.
 
         What a method remembers of a batch has to go through here, so that every process remembers the same.
 
@@ -270,10 +279,18 @@ class Method(nn.Module):
         return gather_rows(rows, self.row_counts)
 
     def supervised(self, batch: Batch, output: Outputs) -> Tensor:
-        """Weighted cross entropy of ``output`` with the batch's labels: a scalar."""
-        return self.config.ce_weight * cross_entropy(
-            output.logits, batch.targets, self.config.label_smoothing
-        )
+        """Weighted `label_loss` of ``output``: a scalar."""
+        return self.config.ce_weight * self.label_loss(output.logits, batch.targets)
+
+    def label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What scores `[B, C]` cost by the criterion, not weighted: a scalar.
+
+        Args:
+            logits: `[B, C]`.
+            targets: As of a batch; the smoothing is done here, to mixed labels too.
+        """
+        criterion = binary_cross_entropy if self.config.criterion == "bce" else cross_entropy
+        return criterion(logits, targets, self.config.label_smoothing)
 
 
 def teacher_of(outs: Outs) -> Outputs:

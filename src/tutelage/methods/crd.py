@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -137,8 +138,8 @@ class CRD(Method):
 
     @property
     def needs(self) -> Needs:
-        """Pooled features of both networks."""
-        return POOLED
+        """Pooled features of both networks, each image once a batch."""
+        return replace(POOLED, repeats=False)
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Build heads and memories, and the tables that negatives are drawn by."""

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from tutelage.data.batch import Batch
-from tutelage.losses import ced_loss, cross_entropy, dkd_terms
+from tutelage.losses import ced_loss, dkd_terms
 from tutelage.losses.dpcd import DynamicWeights, dynamic_weights, true_class_confidence
 from tutelage.methods.base import Clock, Config, Method, Needs, Outs, teacher_of
 from tutelage.methods.confidence import ConfidenceHistory, Confidences, ConfidenceSchedule
@@ -24,9 +24,8 @@ class SupervisedBranches(Method):
     """What teacher and student share: the labels reach the backbone and every branch."""
 
     def branch_loss(self, batch: Batch, branches: Sequence[Tensor]) -> Tensor:
-        """Cross entropy with the labels, summed over ``branches``: a scalar."""
-        smoothing = self.config.label_smoothing
-        return torch.stack([cross_entropy(branch, batch.targets, smoothing) for branch in branches]).sum()
+        """`label_loss`, summed over ``branches``: a scalar."""
+        return torch.stack([self.label_loss(branch, batch.targets) for branch in branches]).sum()
 
 
 class DPCDTeacherConfig(Config):

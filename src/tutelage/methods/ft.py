@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
+from tutelage.errors import UserError
 from tutelage.losses import factor_loss, hint_loss
 from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, Phase, teacher_of
 from tutelage.methods.first_stage import FirstStageConfig, first_and_main
-from tutelage.methods.pairs import STAGES
+from tutelage.methods.pairs import STAGES, form_pairs
 from tutelage.methods.registry import register_method
-from tutelage.models.network import probe
 
 _SLOPE = 0.1
 
@@ -115,14 +115,21 @@ class FT(Method):
         return STAGES
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
-        """Build paraphraser and translator."""
-        assert nets.teacher is not None
-        student, teacher = (
-            probe(net, data.image_shape).stages[-1][0] for net in (nets.student, nets.teacher)
-        )
-        factors = max(1, int(self.config.factor_ratio * teacher))
-        self.paraphraser = Paraphraser(teacher, factors)
-        self.translator = Translator(student, factors)
+        """Build paraphraser and translator.
+
+        Raises:
+            UserError: The last stages' maps have one position in common, whose share is always 1.
+        """
+        student, teacher = form_pairs(nets, data)[-1]
+        if min(student.height, teacher.height) == min(student.width, teacher.width) == 1:
+            raise UserError(
+                "method 'ft' compares where the last stages look, but their maps have a single position in "
+                f"common ({student.height}x{student.width} and {teacher.height}x{teacher.width}), so nothing "
+                "would be learnt; give the networks larger images or choose another pair"
+            )
+        factors = max(1, int(self.config.factor_ratio * teacher.channels))
+        self.paraphraser = Paraphraser(teacher.channels, factors)
+        self.translator = Translator(student.channels, factors)
 
     def phases(self) -> tuple[Phase, Phase]:
         """The paraphraser's training, then the student's."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tutelage.data.batch import Batch
 from tutelage.losses import nst_loss
-from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, paired_stages
+from tutelage.methods.base import Clock, Config, Method, Needs, Outs
 from tutelage.methods.pairs import STAGES, stage_pairs
 from tutelage.methods.registry import register_method
 
@@ -28,7 +28,8 @@ class NSTConfig(Config):
 class NST(Method):
     """L = w_ce CE + w_nst sum over stages of MMD^2 between the channels' maps, see `nst_loss`.
 
-    All stages count, as in RepDistiller; the paper compares the last one.
+    All stages count, as in RepDistiller; the paper compares the last one. They pair as `pairs.partners` says,
+    tokens as the maps they make.
     """
 
     Config: ClassVar[type[Config]] = NSTConfig
@@ -37,10 +38,6 @@ class NST(Method):
     def needs(self) -> Needs:
         """Stages of both networks."""
         return STAGES
-
-    def setup(self, nets: Networks, data: DataSpec) -> None:
-        """Only checks that the stages pair."""
-        paired_stages(nets, self.name)
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         """See the class."""

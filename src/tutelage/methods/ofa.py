@@ -14,6 +14,7 @@ from tutelage.errors import UserError
 from tutelage.losses import ofa_loss
 from tutelage.losses.ofa import TargetForm
 from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, teacher_of
+from tutelage.methods.choices import StageNumbers
 from tutelage.methods.ofa_branches import TokenBranch, conv_branch
 from tutelage.methods.pairs import on_tokens, pooled_widths
 from tutelage.methods.projectors import initialise_projector
@@ -40,7 +41,7 @@ class OFAConfig(Config):
         "one a branch and a last one for the student's own logits.",
     )
     temperature: float = Field(1.0, gt=0, description="Softmax temperature T (ofa-temperature).")
-    stages: tuple[int, ...] = Field(
+    stages: StageNumbers = Field(
         (), description="Stages with a branch, counted from 1 (ofa-stage); empty for all."
     )
     stage_weights: tuple[float, ...] = Field(
@@ -54,7 +55,7 @@ class OFAConfig(Config):
         "were made; paper raises the target's alone and counts the label's cross entropy once more.",
     )
 
-    @field_validator("eps", "stages", "stage_weights", mode="before")
+    @field_validator("eps", "stage_weights", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int | float) else value
@@ -72,15 +73,6 @@ class OFAConfig(Config):
         if min(weights) < 0:
             raise ValueError("A weight is 0 or more")
         return weights
-
-    @field_validator("stages")
-    @classmethod
-    def _once(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
-        if min(stages, default=1) < 1:
-            raise ValueError("Stages are counted from 1")
-        if len(set(stages)) < len(stages):
-            raise ValueError("A stage has one branch; name it once")
-        return stages
 
 
 @register_method(

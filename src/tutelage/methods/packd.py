@@ -184,8 +184,9 @@ class PACKD(Method):
 
     @property
     def needs(self) -> Needs:
-        """Pooled features of both networks, and M views of each image."""
-        return Needs(POOLED.student, POOLED.teacher, views=self.shown)
+        """Pooled features of both networks, and M views of each image, which shows one class."""
+        queue = self.config.memory == "queue"
+        return Needs(POOLED.student, POOLED.teacher, views=self.shown, mixes=False, repeats=queue)
 
     @property
     def contrasts(self) -> bool:

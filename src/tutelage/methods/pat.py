@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -21,19 +21,13 @@ from tutelage.methods.base import (
     Needs,
     Networks,
     Outs,
-    paired_stages,
     teacher_of,
 )
-from tutelage.methods.pairs import on_tokens
-from tutelage.methods.pat_modules import (
-    MapAligner,
-    Position,
-    RegionAttention,
-    TokenAligner,
-    as_grid,
-    class_token_last,
-)
+from tutelage.methods.choices import StageNumbers
+from tutelage.methods.pairs import on_tokens, partners
+from tutelage.methods.pat_modules import Position, RegionAttention, class_token_last
 from tutelage.methods.pat_prompts import Entrance, FedPrompt, PromptBlock, PromptSwitches
+from tutelage.methods.projectors import MapAligner, TokenAligner, as_grid
 from tutelage.methods.registry import register_method
 from tutelage.models.network import Ask, Outputs, probe
 
@@ -69,7 +63,7 @@ class PATConfig(Config):
         ge=0,
         description="Weight of what the prompts change in the teacher's answer (pat-reg-loss-weight; gamma).",
     )
-    prompt_stages: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    prompt_stages: StageNumbers = Field(
         (),
         description="Teacher's stages with a prompt in front, counted from 1 (pat-afp-stage); empty for all.",
     )
@@ -114,18 +108,6 @@ class PATConfig(Config):
         own: str | None = getattr(self, name)
         return PRESETS[self.preset][name] if own is None else own
 
-    @field_validator("prompt_stages", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int) else value
-
-    @field_validator("prompt_stages")
-    @classmethod
-    def _once(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(stages)) < len(stages):
-            raise ValueError("A stage has one prompt; name it once")
-        return stages
-
     @field_validator("regions")
     @classmethod
     def _square(cls, regions: int) -> int:
@@ -158,8 +140,9 @@ class PAT(Method):
       teacher itself is frozen; its gradient is needed all the same, to reach the prompts. HCL trains them
       too, so the target moves towards what the student can reach; the KL holds it back.
 
-    Stages pair one to one. Attention, aligners and prompts are trained with the student and dropped at the
-    end. Batches need two samples or more, for the batch norms.
+    Stages pair one to one, those of networks with different counts as `pairs.partners` says; stages without a
+    partner have no part in it. Attention, aligners and prompts are trained with the student and dropped at
+    the end. Batches need two samples or more, for the batch norms.
 
     The code of the published tables (PAT ``distillers/pat.py``) departs from its paper; each departure is a
     setting (``se``, ``token_layout``, ``class_token``, ``position``) but one: there the plain teacher of
@@ -179,12 +162,12 @@ class PAT(Method):
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Build attention, aligners and prompts."""
         assert nets.teacher is not None
-        count = paired_stages(nets, self.name)
         student, teacher = (probe(net, data.image_shape) for net in (nets.student, nets.teacher))
+        counts = [len(net.taps.stages) for net in (nets.student, nets.teacher)]
         taps = nets.teacher.taps
         entrances = [None if shape is None else Entrance.of(shape, taps) for shape in teacher.inputs]
         tokens = on_tokens(nets.teacher, teacher)
-        self.build(student.stages[:count], teacher.stages[:count], entrances, tokens)
+        self.build(student.stages[: counts[0]], teacher.stages[: counts[1]], entrances, tokens)
 
     def build(
         self,
@@ -197,7 +180,7 @@ class PAT(Method):
 
         Args:
             students: `[C, H, W]` of the student's stages.
-            teachers: `[C, H, W]` of as many stages of the teacher.
+            teachers: `[C, H, W]` of the teacher's; numbers that differ pair as `pairs.partners` says.
             entrances: What the teacher's stages receive; None where they have no single entrance.
             tokens: Whether the teacher's stages pass on tokens rather than maps.
 
@@ -205,28 +188,31 @@ class PAT(Method):
             UserError: A prompt is asked for where there is no stage or no entrance.
         """
         config = self.config
-        self.shapes, self.tokens = tuple(teachers), tokens
+        self.counts = len(students), len(teachers)
+        self.ours, self.theirs = map(list, zip(*partners(*self.counts), strict=True))
+        self.shapes, self.tokens = [teachers[stage] for stage in self.theirs], tokens
+        taking_part = [students[stage] for stage in self.ours]
         self.attention_blending = RegionAttention(
-            students, config.regions, config.dim, config.heads, config.switch("position")
+            taking_part, config.regions, config.dim, config.heads, config.switch("position")
         )
-        self.aligners = nn.ModuleList(self._aligner(shape) for shape in teachers)
+        self.aligners = nn.ModuleList(self._aligner(shape) for shape in self.shapes)
         switches = PromptSwitches(
             rescale=config.switch("se") == "rescale",
             scrambled=config.switch("token_layout") == "scrambled",
             class_token_last=config.switch("class_token") == "last",
         )
         self.prompt_blocks = nn.ModuleDict()
-        for number in sorted(config.prompt_stages) or range(1, len(teachers) + 1):
-            entrance = entrances[number - 1] if number <= len(teachers) else None
+        for stage in sorted(number - 1 for number in config.prompt_stages) or self.theirs:
+            entrance = entrances[stage] if stage in self.theirs else None
             if entrance is None:
-                why = "has no single entrance" if number <= len(teachers) else "isn't there"
+                why = "has no partner among the student's" if stage < len(teachers) else "isn't there"
+                why = "has no single entrance" if stage in self.theirs else why
                 raise UserError(
-                    f"no prompt can stand in front of the teacher's stage {number}, because it {why}; name "
-                    "other stages in method.prompt_stages or choose another teacher"
+                    f"no prompt can stand in front of the teacher's stage {stage + 1}, because it {why}; "
+                    "name other stages in method.prompt_stages or choose another teacher"
                 )
-            shape = teachers[number - 1]
-            block = PromptBlock(entrance, shape, switches)
-            self.prompt_blocks[str(number - 1)] = FedPrompt(block, shape)
+            block = PromptBlock(entrance, teachers[stage], switches)
+            self.prompt_blocks[str(stage)] = FedPrompt(block, teachers[stage])
 
     def _aligner(self, shape: tuple[int, ...]) -> nn.Module:
         regions, width = self.config.regions, self.config.dim
@@ -237,7 +223,7 @@ class PAT(Method):
     def inserts(self) -> list[nn.Module | None]:
         """The prompt in front of each stage."""
         prompts = self._prompts()
-        return [prompts.get(str(stage)) for stage in range(len(self.shapes))]
+        return [prompts.get(str(stage)) for stage in range(self.counts[1])]
 
     def views(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Nothing changes; the prompts make room for as many gaps as the batch has rows."""
@@ -251,8 +237,9 @@ class PAT(Method):
         teacher, prompted = teacher_of(outs).logits, outs.prompted
         assert prompted is not None
         aligned, targets = self.align(outs.student), self.stages(prompted)
-        for stage in self.prompt_blocks:
-            self.keep(stage, aligned[int(stage)] - targets[int(stage)])
+        for stage, ours, theirs in zip(self.theirs, aligned, targets, strict=True):
+            if str(stage) in self.prompt_blocks:
+                self.keep(str(stage), ours - theirs)
         distances = [
             hcl_loss(student, target.detach() if config.detach_target else target)
             for student, target in zip(aligned, targets, strict=True)
@@ -269,7 +256,10 @@ class PAT(Method):
         side = math.isqrt(self.config.regions)
         aligned = []
         for regions, aligner, shape in zip(
-            self.attention_blending(self.stages(student)), self.aligners, self.shapes, strict=True
+            self.attention_blending(self._maps(student, self.counts[0], self.ours)),
+            self.aligners,
+            self.shapes,
+            strict=True,
         ):
             if self.tokens:
                 aligned.append(as_grid(aligner(regions), (shape[1], shape[2])))
@@ -277,13 +267,16 @@ class PAT(Method):
                 aligned.append(aligner(as_grid(regions, (side, side))))
         return aligned
 
-    def stages(self, out: Outputs) -> list[Tensor]:
-        """A network's stages as maps, with what ``class_token`` makes of their first tokens."""
-        count = len(self.shapes)
+    def stages(self, prompted: Outputs) -> list[Tensor]:
+        """The stages G_i of the teacher as maps."""
+        return self._maps(prompted, self.counts[1], self.theirs)
+
+    def _maps(self, out: Outputs, count: int, chosen: Sequence[int]) -> list[Tensor]:
+        """The ``chosen`` of a network's ``count`` stages, with what ``class_token`` makes of first tokens."""
         maps, prefixes = out.stages[:count], out.stages[count:]
         if not prefixes:
-            return list(maps)
-        return [class_token_last(patches, prefix) for patches, prefix in zip(maps, prefixes, strict=True)]
+            return [maps[stage] for stage in chosen]
+        return [class_token_last(maps[stage], prefixes[stage]) for stage in chosen]
 
     @torch.no_grad()
     def commit(self, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""Parts of PAT: attention over the regions of all stages of a student, aligners to a teacher's shapes."""
+"""Parts of PAT: attention over the regions of all stages of a student, and where its code goes astray."""
 
 from __future__ import annotations
 
@@ -11,39 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.methods.projectors import initialise_projector
+from tutelage.methods.projectors import Patches
 
 Position = Literal["batch", "token", "none"]
 """What the positional table is indexed with, see `RegionAttention`."""
 
 TABLE_ROWS = 5000
 """Rows of the published positional table."""
-
-
-class Patches(nn.Module):
-    """One token for each of G x G regions: a convolution whose kernel and stride are a region's sides.
-
-    A region's side is ceil(H / G); where G of them exceed H, the map is nearest-resized to G of them.
-
-    Args:
-        shape: `[C, H, W]` of the map.
-        grid: G.
-        width: D, width of a token.
-
-    Source:
-        PAT ``distillers/pat.py`` (``RAProjector``, and ``projector`` from a map to tokens).
-    """
-
-    def __init__(self, shape: Sequence[int], grid: int, width: int) -> None:
-        super().__init__()
-        channels, *sides = shape
-        height, across = (math.ceil(side / grid) for side in sides)
-        self.sides = (grid * height, grid * across)
-        self.proj = nn.Conv2d(channels, width, (height, across), stride=(height, across))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map `[B, C, H, W]` to tokens `[B, G * G, D]`, row by row."""
-        return self.proj(resized(features, self.sides)).flatten(2).transpose(1, 2)
 
 
 class RegionAttention(nn.Module):
@@ -114,59 +88,6 @@ class RegionAttention(nn.Module):
     def _split(self, tokens: Tensor) -> Tensor:
         """`[B, L, D]` to `[B, heads, L, D / heads]`."""
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
-
-
-class MapAligner(nn.Module):
-    """A map in another shape: nearest-resized, batch norm, 1x1 convolution without bias.
-
-    Args:
-        channels: C of what comes in.
-        shape: `[C', H', W']` of what goes out.
-    """
-
-    def __init__(self, channels: int, shape: Sequence[int]) -> None:
-        super().__init__()
-        width, height, across = shape
-        self.sides = (height, across)
-        self.conv = nn.Sequential(nn.BatchNorm2d(channels), nn.Conv2d(channels, width, 1, bias=False))
-        self.apply(initialise_projector)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """`[B, C, H, W]` to `[B, C', H', W']`."""
-        return self.conv(resized(features, self.sides))
-
-
-class TokenAligner(nn.Module):
-    """A sequence in another shape: one linear map over the width, then one over the tokens.
-
-    Each has a batch norm in front, the first over tokens (they stand where channels usually do).
-
-    Args:
-        tokens: L of what comes in.
-        width: D of what comes in.
-        new_tokens: L' of what goes out.
-        new_width: D' of what goes out.
-    """
-
-    def __init__(self, tokens: int, width: int, new_tokens: int, new_width: int) -> None:
-        super().__init__()
-        self.mlp_d = nn.Sequential(nn.BatchNorm1d(tokens), nn.Linear(width, new_width))
-        self.mlp_l = nn.Sequential(nn.BatchNorm1d(new_width), nn.Linear(tokens, new_tokens))
-        self.apply(initialise_projector)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, L, D]` to `[B, L', D']`."""
-        return self.mlp_l(self.mlp_d(tokens).transpose(1, 2)).transpose(1, 2)
-
-
-def resized(features: Tensor, sides: tuple[int, int]) -> Tensor:
-    """`[B, C, H, W]` nearest-resized to ``sides``."""
-    return features if features.shape[2:] == sides else F.interpolate(features, sides)
-
-
-def as_grid(tokens: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Tokens `[B, H * W, C]`, row by row, as a map `[B, C, H, W]`."""
-    return tokens.transpose(1, 2).unflatten(2, sides)
 
 
 def class_token_last(patches: Tensor, prefix: Tensor) -> Tensor:

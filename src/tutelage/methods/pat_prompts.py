@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.methods.pat_modules import MapAligner, as_grid
+from tutelage.methods.projectors import MapAligner, as_grid
 from tutelage.models.taps import Taps
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,14 @@ from tutelage.methods.base import (
     Needs,
     Networks,
     Outs,
-    paired_stages,
     teacher_of,
 )
+from tutelage.methods.pairs import partners
 from tutelage.methods.ramps import ramp
 from tutelage.methods.registry import register_method
 from tutelage.models.network import Ask, Outputs, Shapes, probe
+
+T = TypeVar("T")
 
 
 class ReviewKDConfig(Config):
@@ -40,7 +42,8 @@ class ReviewKDConfig(Config):
     )
     teacher_preact: bool = Field(
         True,
-        description="Take the teacher's stages before their activation; off for networks outside the zoo.",
+        description="Take the teacher's stages before their activation, where it tells them (the zoo); the "
+        "stages of others are taken as they end, most of them without an activation anyway.",
     )
     student_preact: bool = Field(False, description="The same of the student's stages.")
 
@@ -92,9 +95,10 @@ class Fusion(nn.Module):
 class ReviewKD(Method):
     """L = w_ce CE + g w_r sum over levels of HCL(fused F_s, F_t), with g = min((epoch + 1) / warmup, 1).
 
-    The levels are the stages and the pooled vector as a 1 x 1 map; HCL is `hcl_loss`. The fusions are trained
-    with the student. Batches need two samples or more, for the pooled level's batch norm. The ramp counts
-    epochs from 1, as mdistiller does; that one's configured sizes of the maps are measured here.
+    The levels are the stages, paired as `pairs.partners` says, and the pooled vector as a 1 x 1 map; HCL is
+    `hcl_loss`. The fusions are trained with the student. Batches need two samples or more, for the pooled
+    level's batch norm. The ramp counts epochs from 1, as mdistiller does; that one's configured sizes of the
+    maps are measured here.
     """
 
     Config: ClassVar[type[Config]] = ReviewKDConfig
@@ -102,15 +106,17 @@ class ReviewKD(Method):
     @property
     def needs(self) -> Needs:
         """Stages and pooled features of both networks."""
-        student = Ask(pooled=True, stages=True, preact=self.config.student_preact)
-        return Needs(student, Ask(pooled=True, stages=True, preact=self.config.teacher_preact))
+        student, teacher = (
+            Ask(pooled=True, stages=True, preact="if told" if wanted else False)
+            for wanted in (self.config.student_preact, self.config.teacher_preact)
+        )
+        return Needs(student, teacher)
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Build a fusion a level."""
         assert nets.teacher is not None
-        paired_stages(nets, self.name)
-        students, teachers = (
-            _level_shapes(probe(net, data.image_shape)) for net in (nets.student, nets.teacher)
+        students, teachers = _paired(
+            *(_level_shapes(probe(net, data.image_shape)) for net in (nets.student, nets.teacher))
         )
         hidden = min(self.config.max_hidden, students[-1][0])
         last = len(students) - 1
@@ -122,7 +128,8 @@ class ReviewKD(Method):
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         """See the class."""
         config = self.config
-        total = torch.stack(self.review(_levels(outs.student), _levels(teacher_of(outs)))).sum()
+        levels = _paired(_levels(outs.student), _levels(teacher_of(outs)))
+        total = torch.stack(self.review(*levels)).sum()
         weight = ramp(clock, config.warmup_epochs) * config.review_weight
         return {"ce": self.supervised(batch, outs.student), "review": weight * total}
 
@@ -145,6 +152,13 @@ def _level_shapes(shapes: Shapes) -> list[tuple[int, ...]]:
     """`[C, H, W]` of what `_levels` gives."""
     assert shapes.pooled is not None
     return [*shapes.stages, (*shapes.pooled, 1, 1)]
+
+
+def _paired(students: Sequence[T], teachers: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Those levels of both networks that have partners; the pooled vectors, the last ones, have."""
+    chosen = partners(len(students) - 1, len(teachers) - 1)
+    ours, theirs = zip(*((students[i], teachers[j]) for i, j in chosen), strict=True)
+    return [*ours, students[-1]], [*theirs, teachers[-1]]
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tutelage.data.batch import Batch
 from tutelage.data.views import ROTATIONS, joint_labels, rotate_batch
-from tutelage.losses import cross_entropy, kd_loss
+from tutelage.losses import kd_loss
 from tutelage.methods.base import Method
 from tutelage.models.network import Outputs
 
@@ -22,15 +22,13 @@ class RotatedMethod(Method):
         return rotate_batch(batch)
 
     def upright_loss(self, batch: Batch, output: Outputs) -> Tensor:
-        """Cross entropy of the backbone's scores for the upright rows: a scalar."""
-        smoothing = self.config.label_smoothing
-        return cross_entropy(output.logits[::ROTATIONS], batch.targets[::ROTATIONS], smoothing)
+        """`label_loss` of the backbone's scores for the upright rows: a scalar."""
+        return self.label_loss(output.logits[::ROTATIONS], batch.targets[::ROTATIONS])
 
     def joint_loss(self, batch: Batch, branches: Sequence[Tensor]) -> Tensor:
-        """Cross entropy with the joint labels over all rows, summed over ``branches``: a scalar."""
+        """`label_loss` with the joint labels over all rows, summed over ``branches``: a scalar."""
         labels = joint_labels(batch.targets[::ROTATIONS])
-        losses = [cross_entropy(branch, labels, self.config.label_smoothing) for branch in branches]
-        return torch.stack(losses).sum()
+        return torch.stack([self.label_loss(branch, labels) for branch in branches]).sum()
 
 
 def branch_kd(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float) -> Tensor:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from tutelage.data.batch import Batch
 from tutelage.losses import vid_loss
 from tutelage.losses.features import pooled_alike
-from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, paired_stages
-from tutelage.methods.pairs import STAGES, stage_pairs
+from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs
+from tutelage.methods.pairs import STAGES, form_pairs, stage_pairs
 from tutelage.methods.registry import register_method
-from tutelage.models.network import probe
 
 FLOOR = 1e-5
 """Smallest variance, in squared units of the teacher's features."""
@@ -72,7 +71,7 @@ class VID(Method):
     """L = w_ce CE + w_vid sum over stages of mean 1/2 ((F_t - mu(F_s))^2 / v + log v).
 
     mu and v are trained with the student. Each map is averaged over, as in RepDistiller; the paper adds up
-    its elements.
+    its elements. Stages pair as `pairs.partners` says, tokens as the maps they make.
     """
 
     Config: ClassVar[type[Config]] = VIDConfig
@@ -84,12 +83,9 @@ class VID(Method):
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Build the guesses."""
-        assert nets.teacher is not None
-        paired_stages(nets, self.name)
-        students, teachers = (probe(net, data.image_shape).stages for net in (nets.student, nets.teacher))
         self.guesses = nn.ModuleList(
-            Guess(student[0], teacher[0], teacher[0], self.config.initial_variance)
-            for student, teacher in zip(students, teachers, strict=True)
+            Guess(student.channels, teacher.channels, teacher.channels, self.config.initial_variance)
+            for student, teacher in form_pairs(nets, data)
         )
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
