@@ -15,7 +15,24 @@ from tutelage.training.schedules import learning_rate
 CRD = [name for name in recipe_names() if name.startswith("crd/")]
 LOSS_WEIGHTS = {
     "kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0},
-    "fitnet": {"ce_weight": 1.0, "hint_weight": 100.0, "stage": 2},
+    "fitnet": {
+        "ce_weight": 1.0,
+        "hint_weight": 100.0,
+        "stage": 2,
+        "stages": (),
+        "projector": "auto",
+        "token_layout": "correct",
+        "kd_weight": 0.0,
+        "temperature": 4.0,
+    },
+    "afd": {
+        "ce_weight": 1.0,
+        "preset": "corrected",
+        "afd_weight": 200.0,
+        "kd_weight": 0.9,
+        "temperature": 4.0,
+        "qk_dim": 128,
+    },
     "at": {"ce_weight": 1.0, "at_weight": 1000.0},
     "sp": {"ce_weight": 1.0, "sp_weight": 3000.0},
     "rkd": {"ce_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
@@ -87,7 +104,7 @@ def test_the_rows_of_the_crd_benchmark_are_called_after_their_methods() -> None:
 @pytest.mark.parametrize("name", LOSS_WEIGHTS)
 def test_the_loss_weights_are_the_published_ones(name: str) -> None:
     settings = complete(f"crd/{name}").method_settings
-    assert settings == {"label_smoothing": 0.0, **LOSS_WEIGHTS[name]}
+    assert settings == {"label_smoothing": 0.0, "criterion": "ce", **LOSS_WEIGHTS[name]}
 
 
 def test_crd_with_kd_is_crd_and_kd() -> None:

@@ -58,6 +58,11 @@ def test_the_tables_have_all_their_figures() -> None:
         "hssakd/mutual": 16,
         "hssakd/mutual-imagenet": 2,
         "hssakd/first-epoch": 40,
+        "ofa/cifar100-networks": 9,
+        "ofa/cifar100": 96,
+        "ofa/imagenet-networks": 10,
+        "ofa/imagenet": 120,
+        "ofa/reproduced": 4,
         "packd/cifar100-networks": 15,
         "packd/cifar100-same": 90,
         "packd/imagenet-networks": 4,
@@ -68,6 +73,11 @@ def test_the_tables_have_all_their_figures() -> None:
         "packd/positives": 20,
         "packd/weighting": 6,
         "packd/terms": 6,
+        "pat/cifar100": 4,
+        "pat/imagenet": 3,
+        "pat/ablation": 6,
+        "pat/cost": 2,
+        "pat/cifar100-reproduced": 8,
     }
     assert len(published_tables()) == len(TABLES)
 
@@ -81,7 +91,7 @@ def test_accuracies_look_like_percent() -> None:
     for figure in FIGURES:
         if figure.metric in PERCENT:
             assert 5 < figure.value < 95
-        assert figure.teacher_top1 is None or 70 < figure.teacher_top1 < 85
+        assert figure.teacher_top1 is None or 70 < figure.teacher_top1 < 93
         assert figure.std is None or 0 < figure.std < 2
 
 
@@ -134,6 +144,27 @@ def test_accuracies_look_like_percent() -> None:
         ("packd", "vgg13_cifar", "mobilenetv2_cifar", "cifar100", 1.0, []),
         ("crd", "resnet110_cifar", "resnet20_cifar", "cifar100", 1.0, [(71.46, None, 74.31)]),
         ("dpcd", "resnet56_cifar", "resnet20_cifar", "cifar100", 0.5, []),
+        ("ofa", "vit_small_patch16_224", "mobilenetv2_100", "cifar100", 1.0, [(78.45, None, 92.04)]),
+        ("dist", "swin_tiny_patch4_window7_224", "resmlp_12_224", "cifar100", 1.0, [(11.05, None, 89.26)]),
+        ("ofa", "resnet50", "swin_nano_patch4_window7_224", "imagenet", 1.0, [(78.64, None, 80.38)]),
+        (
+            "ofa",
+            "deit_tiny_patch16_224",
+            "resnet18",
+            "imagenet",
+            1.0,
+            [(71.34, None, 72.17), (71.26, None, None)],
+        ),
+        ("pat", "convnext_tiny", "deit_tiny_patch16_224", "cifar100", 1.0, [(79.59, None, 88.41)]),
+        (
+            "pat",
+            "convnext_tiny",
+            "resmlp_12_224",
+            "cifar100",
+            1.0,
+            [(83.50, None, 88.41), (81.05, None, None)],
+        ),
+        ("pat", "mixer_b16_224", "resnet18", "cifar100", 1.0, []),
         ("hsakd", "vgg13_cifar", "mobilenetv2_cifar", "cifar100", 1.0, []),
     ],
 )
@@ -176,6 +207,68 @@ def test_dpcds_networks_are_those_of_the_crd_benchmark() -> None:
         return {figure.student: figure.value for figure in TABLES[table].figures}
 
     assert networks("dpcd/cifar100-networks").items() <= networks("crd/cifar100-networks").items()
+
+
+def gains(table: str, networks: str) -> dict[str, list[float]]:
+    """What each method adds to the students from scratch, pair by pair."""
+    alone = {f.student: f.value for f in TABLES[networks].figures if f.label == "From scratch"}
+    found: dict[str, list[float]] = {}
+    for f in TABLES[table].figures:
+        found.setdefault(f.label, []).append(f.value - alone[f.student])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("table", "expected", "largest"),
+    [
+        (
+            "cifar100",
+            {
+                "FitNet": -5.20,
+                "CC": -0.33,
+                "RKD": -1.40,
+                "CRD": -0.02,
+                "KD": 3.165,
+                "DIST": -2.31,
+                "OFA": 7.47,
+            },
+            14.66,
+        ),
+        (
+            "imagenet",
+            {"FitNet": 1.14, "CC": 0.50, "RKD": -0.37, "CRD": -1.77, "KD": 1.56, "DIST": 1.68, "OFA": 2.20},
+            4.38,
+        ),
+    ],
+)
+def test_ofas_average_gains_are_those_that_later_papers_print(table, expected, largest) -> None:
+    found = gains(f"ofa/{table}", f"ofa/{table}-networks")
+    averages = {label: sum(values) / len(values) for label, values in found.items()}
+    assert {label: averages[label] for label in expected} == pytest.approx(expected, abs=0.0051)
+    assert max(found["OFA"]) == pytest.approx(largest)
+
+
+def test_pats_largest_gain_is_the_one_that_is_quoted() -> None:
+    assert max(gains("pat/cifar100", "ofa/cifar100-networks")["PAT"]) == pytest.approx(16.94)
+
+
+def test_a_teacher_of_ofa_and_pat_has_the_accuracy_of_its_table() -> None:
+    for data in ("cifar100", "imagenet"):
+        networks = TABLES[f"ofa/{data}-networks"].figures
+        alone = {f.student: f.value for f in networks if f.label == "Teacher"}
+        for name in (f"ofa/{data}", f"pat/{data}"):
+            assert all(f.teacher_top1 == alone[f.teacher] for f in TABLES[name].figures)
+
+
+def test_figures_that_were_not_read_in_their_paper_say_so() -> None:
+    marked = {f.table for f in FIGURES if f.source in {"quoted", "unchecked"}}
+    assert marked == {
+        name for name in TABLES if name.startswith(("ofa/", "pat/")) and "reproduced" not in name
+    }
+    for table in marked:
+        tables = published_tables()
+        protocol = next(t.protocol for t in tables if t.id == table)
+        assert "Figures marked" in protocol
 
 
 @pytest.mark.parametrize("table", [name for name in TABLES if name.startswith(("crd/", "packd/"))])
@@ -256,6 +349,23 @@ def test_the_cost_is_about_nine_to_fourteen_times_that_of_kd() -> None:
     assert {f.source for f in FIGURES if f.metric == "step_mmacs"} == {"derived"}
 
 
+@pytest.mark.parametrize(
+    ("network", "short"),
+    [
+        ("resnet20_cifar", "resnet20"),
+        ("swin_tiny_patch4_window7_224", "swin_tiny"),
+        ("vit_small_patch16_224", "vit_small"),
+        ("mixer_b16_224", "mixer_b16"),
+        ("mobilenetv2_100", "mobilenetv2"),
+        ("resnet50", "resnet50"),
+        ("resnet32x4_cifar", "resnet32x4"),
+    ],
+)
+def test_recipes_are_named_by_networks_without_their_sizes(network: str, short: str) -> None:
+    (table,) = read_tables(FILE.replace("student: c", f"student: {network}"), "f.yaml")
+    assert table.figures[-1].recipe == f"x/{short}"
+
+
 def test_what_is_nearer_to_a_number_wins() -> None:
     (table,) = read_tables(FILE, "f.yaml")
     shown = [(f.label, f.value, f.std, f.teacher, f.source, f.note, f.recipe) for f in table.figures]
@@ -295,4 +405,4 @@ def test_a_damaged_file_is_refused(old: str, new: str, problem: str) -> None:
 
 def test_all_projects_are_there() -> None:
     projects = {table.publication.project for table in published_tables()}
-    assert projects == {"CRD", "DPCD", "DvCD", "HSAKD", "HSSAKD", "PACKD"}
+    assert projects == {"CRD", "DPCD", "DvCD", "HSAKD", "HSSAKD", "OFA-KD", "PACKD", "PAT"}

@@ -28,6 +28,21 @@ class DataRecipe(Section):
     name: str = Field("digits", description="Dataset name (tutelage list datasets).")
     dir: str | None = Field(None, description="Folder that holds the dataset; None looks in ./data.")
     download: bool = Field(False, description="Fetch the dataset when it is not in the folder.")
+    image_column: str | None = Field(
+        None,
+        description="Column, or kind of file, with the images, where the dataset has several (hfds, wds).",
+    )
+    label_column: str | None = Field(
+        None,
+        description="Column, or field of the samples' JSON, with the class numbers, where there is a "
+        "choice (hfds, wds).",
+    )
+    train_split: str | None = Field(
+        None,
+        description="Split, or pattern of archives, to train on, where there is a choice (hfds, tar, "
+        "wds).",
+    )
+    test_split: str | None = Field(None, description="Split, or pattern of archives, to test on, likewise.")
     few_ratio: float = Field(
         1.0, gt=0, le=1, description="Share of the training images used, stratified by class with seed 0."
     )
@@ -47,16 +62,45 @@ class DataRecipe(Section):
         description="Share of the resized side that evaluation shows (timm's crop_pct), where images are "
         "resized.",
     )
-    augment: bool | Literal["autoaugment"] = Field(
+    augment: bool | str = Field(
         True,
         description="Random crop and flip (as the dataset allows) while training; autoaugment adds its "
-        "CIFAR-10 policy and Cutout, for images held in memory.",
+        "CIFAR-10 policy and Cutout, and a policy of timm's such as rand-m9-mstd0.5-inc1 adds RandAugment.",
+    )
+    color_jitter: float = Field(
+        0.0,
+        ge=0,
+        description="Change brightness, contrast and saturation by up to this share; a policy in augment "
+        "takes its place, as in timm.",
+    )
+    erase: float = Field(
+        0.0, ge=0, le=1, description="Chance that a random rectangle of an image is replaced by noise."
+    )
+    mixup: float = Field(
+        0.0, ge=0, description="Mixup's alpha: blend images and labels with those of another image; 0: none."
+    )
+    cutmix: float = Field(
+        0.0, ge=0, description="CutMix's alpha: paste a rectangle of another image, labels by area; 0: none."
+    )
+    mix_probability: float = Field(1.0, ge=0, le=1, description="Chance that a batch is mixed at all.")
+    mix_switch: float = Field(
+        0.5, ge=0, le=1, description="Chance of CutMix for a batch, where there is mixup too."
+    )
+    mix_off_epoch: int = Field(
+        0, ge=0, description="Epoch, counted from 0, from which batches are mixed no more; 0: never."
+    )
+    repeats: int = Field(
+        0,
+        ge=0,
+        description="Show each image so many times in a row, augmented afresh, and fewer images an epoch "
+        "(repeated augmentation); 0: every image once.",
     )
     mean: tuple[float, float, float] | None = Field(
         None, description="Normalisation mean; None takes it from the weights' sidecar or the dataset."
     )
     std: tuple[float, float, float] | None = Field(None, description="Normalisation std; None as for mean.")
     batch_size: int = Field(64, ge=1, description="Images per training step, of all processes together.")
+    drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is smaller.")
     branch_evaluation: bool = Field(
         True,
         description="Measure branches too, over all rotations; false measures backbones on upright images "
@@ -72,6 +116,30 @@ class ModelRecipe(Section):
     weights: str | None = Field(None, description="File with weights to start from; None starts afresh.")
     prefix: str | None = Field(None, description="Key prefix to select inside the file.")
     args: dict[str, Any] = Field(default_factory=dict, description="Further arguments for timm.create_model.")
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        description="Side of the images this network gets, resized for it alone on the device; None: the "
+        "side noted beside a frozen network's weights, else the data's.",
+    )
+    own_normalisation: bool = Field(
+        True,
+        description="Normalise images as the weights want (their sidecar, or timm's facts about pretrained "
+        "weights); false gives the network the data's, as OFA-KD and PAT do.",
+    )
+    reset_head: bool = Field(
+        False, description="Drop the weights' classifier, as for data of other classes, and train a new one."
+    )
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it starts from timm's pretrained weights, or from a file that stands for them."""
+        return bool(self.args.get("pretrained", False))
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it starts from weights of any origin."""
+        return self.weights is not None or self.pretrained
 
 
 class OptimiserRecipe(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -11,6 +12,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tutelage.errors import TutelageError
+
+SIZES = re.compile(r"_cifar$|(_patch\d+)?(_window\d+)?(_224|_100)$")
+"""The end of a network's name that says how large its images or it itself are."""
 
 PERCENT = {"top1", "top5", "linear_top1", "joint_top1", "class_top1", "map"}
 """Metrics that can't be above 100."""
@@ -70,8 +74,9 @@ class Figure(Part):
     branch: int | None = Field(
         None, ge=1, description="Which branch, from the shallowest; None for the network."
     )
-    source: Literal["paper", "readme", "log", "issue", "derived"] = Field(
-        description="Where it was read; derived from the networks' sizes, it was published nowhere."
+    source: Literal["paper", "readme", "log", "issue", "quoted", "unchecked", "derived"] = Field(
+        description="Where it was read. Quoted: in public text about the paper. Unchecked: the paper's "
+        "table, not yet compared with the paper. Derived from the networks' sizes: published nowhere."
     )
     recipe: str | None = Field(None, description="Bundled recipe of the run.")
     teacher_recipe: str | None = Field(None, description="Bundled recipe that makes the teacher.")
@@ -239,8 +244,8 @@ def _cell(cell: Any) -> dict[str, Any]:
 
 
 def _recipes(values: Mapping[str, Any]) -> dict[str, str]:
-    """The names of the recipes, with the networks' names put in, which go without ``_cifar`` there."""
-    parts = {role: str(values.get(role)).removesuffix("_cifar") for role in ("teacher", "student")}
+    """The names of the recipes, with the networks' names put in, which go without `SIZES` there."""
+    parts = {role: SIZES.sub("", str(values.get(role))) for role in ("teacher", "student")}
     percent = round(100 * values.get("few_ratio", 1.0))
     named = [key for key in ("recipe", "teacher_recipe") if values.get(key) is not None]
     return {key: values[key].format(**parts, percent=percent) for key in named}

@@ -8,6 +8,7 @@ A run is a folder:
 | `run.json` | protocol, fingerprints, versions, hardware, the teacher's accuracy, summary |
 | `metrics.jsonl` | one line an epoch |
 | `student.safetensors`, `student_best.safetensors` | last and best weights, each with a JSON sidecar |
+| `student_ema.safetensors`, `student_ema_best.safetensors` | the moving average's, where one is kept |
 | `state.pt` | everything needed to go on after a stop |
 | `index.html` | the page to look at |
 | `events.out.tfevents.*` | TensorBoard |
