@@ -76,6 +76,11 @@ def test_a_readme_names_every_method_and_dataset(name: str) -> None:
     assert {f"`{what}`" for what in {*method_names(), *dataset_names()} - teachers} <= set(spans(name))
 
 
+def test_the_document_on_pairs_names_every_method() -> None:
+    teachers = {method for method in method_names() if method.endswith("_teacher")}
+    assert {f"`{what}`" for what in {*method_names()} - teachers - {"none"}} <= set(spans("docs/pairs.md"))
+
+
 def test_the_documents_name_every_folder_of_recipes_and_file_of_figures() -> None:
     folders = {name.split("/")[0] for name in recipe_names()} - {"demo"}
     assert {f"`{folder}/`" for folder in folders} <= set(spans("docs/recipes.md"))

@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 import tutelage
-from toys import toy_batch, toy_clock, toy_data, toy_networks, toy_step
+from packing import write_shards
+from toys import draw_folders, toy_batch, toy_clock, toy_data, toy_networks, toy_step
 from tutelage.data import Share
 from tutelage.data.batch import Batch
-from tutelage.errors import UserError
+from tutelage.errors import TutelageError, UserError
 from tutelage.methods import create_method
 from tutelage.training import step as step_module
 from tutelage.training.distributed import average_statistics, distributed, from_writer, is_writer, rank, world
@@ -55,6 +56,15 @@ SETTINGS = (
 )
 PLAIN = ("student.args={depths: [1, 1, 1, 1], dims: [8, 12, 16, 24]}", "data.augment=false")
 """Settings of a network without batch norm."""
+MIXED = (
+    PLAIN[0],
+    "data.augment=rand-m9-mstd0.5-inc1",
+    "data.erase=0.5",
+    "data.mixup=0.8",
+    "data.cutmix=1",
+    "method.label_smoothing=0.1",
+)
+"""The same with all that varies images."""
 
 
 class Killed(BaseException):
@@ -63,7 +73,7 @@ class Killed(BaseException):
 
 def of_share(batch: Batch, share: Share, rows: int, views: int) -> Batch:
     """A process's part of a batch of ``rows`` samples in ``views`` rows each."""
-    part = share.part(rows)
+    (part,) = share.part(rows)
     wide = slice(part.start * views, part.stop * views)
     negatives = batch.negatives
     if negatives is not None:
@@ -194,7 +204,7 @@ def refused(request: Callable[[], Any]) -> str:
     """The sentence that a request is refused with."""
     try:
         request()
-    except UserError as error:
+    except TutelageError as error:
         return str(error)
     return ""
 
@@ -212,13 +222,25 @@ def everything(folder: Path) -> dict[str, Any]:
     answers: dict[str, Any] = {f"steps {name}": steps(name) for name in METHODS}
     answers |= {"measured": measured(), "statistics": statistics(), "compiled": compiled()}
     answers["plain run"] = train(folder / "plain", *PLAIN, model="convnext_atto")["status"]
+    answers["mixed run"] = train(folder / "mixed", *MIXED, model="convnext_atto")["status"]
     answers["whole run"] = train(folder / "whole", *INTERRUPTED)["status"]
     answers["killed run"] = killed_and_resumed(folder / "killed")["status"]
     answers["restarted run"] = restarted(folder / "whole")
     answers["odd batch"] = refused(lambda: train(folder / "odd", "data.batch_size=15"))
+    answers["odd pairs"] = refused(lambda: train(folder / "odd", "data.batch_size=14", "data.mixup=1"))
     answers["norms"] = refused(lambda: train(folder / "norms", "runtime.sync_batchnorm=true"))
+    fruit = from_writer(lambda: write_shards(draw_folders(folder / "files"), folder / "shards"))
+    answers["shards run"] = on_shards(fruit, folder / "fruit")["status"]
+    answers["missing shards"] = refused(lambda: on_shards(folder / "nowhere", folder / "nothing"))
     answers["writer's error"] = refused(lambda: from_writer(lambda: refuse(is_writer())))
     return answers
+
+
+def on_shards(folder: Path, out: Path) -> dict[str, Any]:
+    """A short run on shards, whose order, decoding and evaluation are shared out."""
+    own = [*SETTINGS, *PLAIN[:1], "data.few_ratio=1", "data.batch_size=6", "data.image_size=32"]
+    own += ["runtime.workers=1", "data.eval_batch_size=4"]
+    return tutelage.train(model="convnext_atto", data="wds", data_dir=folder, out=out, settings=own)
 
 
 def refuse(really: bool) -> None:

@@ -24,12 +24,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tutelage.data.preparation import prepare_data
     from tutelage.methods import create_method
     from tutelage.models.weights import import_weights, inspect_weights
     from tutelage.training.demo import demo
     from tutelage.training.describe import describe, list_datasets, list_methods, list_models, list_recipes
+    from tutelage.training.distiller import distiller
     from tutelage.training.doctor import doctor
+    from tutelage.training.export import export
     from tutelage.training.jobs import distill, evaluate, mutual, resume, train
+    from tutelage.training.probe import probe
 
 __version__ = "0.1.0"
 
@@ -39,8 +43,10 @@ __all__ = [
     "demo",
     "describe",
     "distill",
+    "distiller",
     "doctor",
     "evaluate",
+    "export",
     "import_weights",
     "inspect_weights",
     "list_datasets",
@@ -48,6 +54,8 @@ __all__ = [
     "list_models",
     "list_recipes",
     "mutual",
+    "prepare_data",
+    "probe",
     "resume",
     "train",
 ]
@@ -57,8 +65,10 @@ _HOMES = {
     "demo": "tutelage.training.demo",
     "describe": "tutelage.training.describe",
     "distill": "tutelage.training.jobs",
+    "distiller": "tutelage.training.distiller",
     "doctor": "tutelage.training.doctor",
     "evaluate": "tutelage.training.jobs",
+    "export": "tutelage.training.export",
     "import_weights": "tutelage.models.weights",
     "inspect_weights": "tutelage.models.weights",
     "list_datasets": "tutelage.training.describe",
@@ -66,6 +76,8 @@ _HOMES = {
     "list_models": "tutelage.training.describe",
     "list_recipes": "tutelage.training.describe",
     "mutual": "tutelage.training.jobs",
+    "prepare_data": "tutelage.data.preparation",
+    "probe": "tutelage.training.probe",
     "resume": "tutelage.training.jobs",
     "train": "tutelage.training.jobs",
 }

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tutelage.cli import app
 from tutelage.recipes import Recipe
-from tutelage.training.jobs import FLAGS
+from tutelage.training.flags import FLAGS
 
 from .conftest import Run
 
@@ -35,8 +35,9 @@ PATHS = list(COMMANDS)
 
 
 def test_the_commands_of_the_project_are_there() -> None:
-    expected = {"demo", "train", "distill", "mutual", "eval", "resume", "list", "show", "doctor"}
-    assert {" ".join(path) for path in PATHS} == expected | {"weights import", "weights inspect"}
+    running = {"demo", "train", "distill", "mutual", "eval", "resume", "probe", "export"}
+    looking = {"list", "show", "doctor", "weights import", "weights inspect", "data prepare"}
+    assert {" ".join(path) for path in PATHS} == running | looking
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)

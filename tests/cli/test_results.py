@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tutelage.cli.console import number, print_json
 from .conftest import TINY, Run
 
 Maker = Callable[..., Path]
+TEACHER = ("distill", "--student", "resnet8_cifar", "--teacher", "resnet8_cifar", "--teacher-weights")
 TRAIN = ("train", "--model", "resnet8_cifar", *TINY)
 
 
@@ -144,7 +146,8 @@ def test_list(run: Run, arguments: tuple[str, ...], key: str, name: str) -> None
 
 def test_models_of_the_zoo_are_listed_by_default(run: Run) -> None:
     names = run("list", "models", "--json").json["models"]
-    assert len(names) > 20 and all(name.endswith("_cifar") for name in names)
+    assert {"resnet20_cifar", "CycleMLP_B1", "swin_pico_patch4_window7_224"} <= set(names)
+    assert "resnet18" not in names
 
 
 @pytest.mark.parametrize(
@@ -257,3 +260,37 @@ def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_numbers(value: Any, text: str) -> None:
     assert number(value) == text
+
+
+def test_doctor_says_what_is_tapped_and_added(run: Run, make_weights: Maker) -> None:
+    arguments = ("doctor", "--student", "resnet8_cifar", "--teacher", "resnet14_cifar", *TINY, "--no-measure")
+    text = run(*arguments, "--method", "fitnet", "--quiet")
+    assert text.code == 0
+    header = next(line for line in text.out.splitlines() if line.startswith("stage "))
+    assert "student's module" in header and "teacher's module" in header
+    assert re.search(r"^\w+[.\w]* +\w+ +.*\d+x\d+x\d+ +[\d,]+ +[\d,]+", text.out, re.MULTILINE)
+    assert "MACs for an image" in text.out and "share of gradient" not in text.out
+    assert "warning: the teacher 'resnet14_cifar' has random weights" in text.out
+    prompted = run(*arguments, "--method", "pat", "--set", "method.dim=16", "--set", "method.heads=2")
+    assert "prompt before" in prompted.out and "two a step" in prompted.out
+    assert re.search(r"^prompt_blocks: 3 +[\d,]+ +[\d,]+", prompted.out, re.MULTILINE)
+    assert re.search(r"^all +[\d,]+ +[\d,]+", prompted.out, re.MULTILINE)
+    found = run(*arguments, "--method", "kd", "--json").json
+    assert (
+        found["parts"] == []
+        and found["estimate"] is None
+        and not found["networks"]["teacher"]["taps"]["tapped"]
+    )
+
+
+def test_training_from_other_weights_says_what_was_dropped(run: Run, make_weights: Maker) -> None:
+    weights = make_weights("resnet8_cifar", 7)
+    arguments = ("train", "--model", "resnet8_cifar", "--weights", weights, *TINY)
+    run(*arguments).assert_refused(2, "for 7 classes and the network has 10", "--reset-head")
+    done = run(*arguments, "--reset-head", "--out", "run")
+    sentence = (
+        "dropped the classifier for 7 classes (fc.bias, fc.weight); a new one for 10 classes is trained"
+    )
+    assert done.code == 0 and sentence in " ".join(done.err.split()) and sentence in done.out
+    assert sentence in json.loads(Path("run/run.json").read_text(encoding="utf-8"))["student"]["notes"][0]
+    run(*TEACHER, weights, *TINY).assert_refused(2, "for 7 classes", "fine-tune it first", "--data shapes")

@@ -9,7 +9,9 @@ from tutelage.errors import UserError
 from tutelage.models.network import create_network
 from tutelage.models.weights import save_weights
 from tutelage.recipes import validate
-from tutelage.training.build import Renormalise, assemble, pick_device
+from tutelage.training.build import assemble
+from tutelage.training.hardware import pick_device
+from tutelage.training.preprocessing import Renormalise
 
 
 def recipe(**changes):
@@ -42,7 +44,7 @@ def test_images_get_the_normalisation_of_the_teachers_weights(teacher):
     parts = assemble(recipe(teacher=teacher, method={"name": "kd"}))
     assert parts.normalisation == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert parts.nets.teacher.preprocess is None
-    torch.testing.assert_close(parts.data.mean, torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(parts.data.finish.mean, torch.tensor([0.1, 0.2, 0.3]))
 
 
 def test_a_teacher_sees_its_own_normalisation_whatever_the_recipe_says(teacher):
@@ -65,13 +67,21 @@ def test_the_validation_part_is_the_same_for_every_few_shot_ratio():
     assert few.train_labels.bincount().tolist() == [20] * 10
 
 
-def test_autoaugment_is_asked_for_by_name():
-    plain, policy = (
-        assemble(recipe(method={"name": "none"}, data={"name": "shapes", "augment": choice})).data
-        for choice in (True, "autoaugment")
-    )
-    assert policy.view_count > 10**6 > plain.view_count
-    assert next(policy.train_batches(0, 0, 8)).images.shape == (8, 3, 32, 32)
+@pytest.mark.parametrize(
+    "settings", [{"augment": "autoaugment"}, {"augment": "rand-m9"}, {"color_jitter": 0.4}]
+)
+@pytest.mark.parametrize("size", [None, 48])
+def test_policies_are_asked_for_by_name(settings, size):
+    def data(**settings):
+        values = {"name": "shapes", "image_size": size, **settings}
+        return assemble(recipe(method={"name": "none"}, data=values)).data
+
+    plain, policy = data(), data(**settings)
+    assert policy.view_count == 2**31 * plain.view_count
+    batch = next(policy.train_batches(0, 0, 8))
+    assert batch.images.shape == (8, 3, size or 32, size or 32)
+    cut = plain.take(batch.index, batch.view % plain.view_count).images
+    assert 3 <= (batch.images != cut).flatten(1).any(1).sum() <= 8
 
 
 def test_images_in_memory_are_resized_on_request():
@@ -88,8 +98,6 @@ def test_images_in_memory_are_resized_on_request():
     assert not torch.equal(
         next(closer.eval_batches("test", 4)).images, next(large.eval_batches("test", 4)).images
     )
-    with pytest.raises(UserError, match="autoaugment is for images of 32 pixels"):
-        data(image_size=64, augment="autoaugment")
 
 
 def test_the_seed_decides_the_initial_weights():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ import torch
 from tutelage.data import dataset_info
 from tutelage.errors import UserError
 from tutelage.methods import method_class, method_names
+from tutelage.models.zoo import own_names
 from tutelage.recipes import read_recipe, recipe_names, resolve
 from tutelage.training.describe import (
     describe,
@@ -74,11 +77,17 @@ def test_a_dataset() -> None:
     assert told["views"] == 81 * 2
 
 
+@pytest.fixture(scope="module")
+def recipes() -> dict[str, dict[str, Any]]:
+    """What is listed of each recipe; reading them all takes a while."""
+    return {entry["name"]: entry for entry in list_recipes()}
+
+
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_bundled_recipe_is_sound_and_has_a_summary(name: str) -> None:
+def test_every_bundled_recipe_is_sound_and_has_a_summary(name: str, recipes: dict) -> None:
     told = describe_recipe(name)
     assert told["hash"] == resolve(name).hash()
-    (entry,) = [entry for entry in list_recipes() if entry["name"] == name]
+    entry = recipes[name]
     assert entry["note"] == read_recipe(name)["note"]
     assert entry["summary"] and entry["note"].startswith(entry["summary"])
 
@@ -92,6 +101,8 @@ def test_names_are_told_apart() -> None:
 
 def test_patterns_of_models() -> None:
     assert list_models("wrn_16_2_cifar") == ["wrn_16_2_cifar"]
+    assert sorted(list_models()) == sorted(own_names())
+    assert {"vip_s7", "resnet8_cifar"} <= set(list_models()) and "resnet18" not in list_models()
     assert set(list_models("shufflenet")) >= set(list_models("shufflenet*_cifar")) != set()
     with pytest.raises(UserError, match="no model's name fits"):
         list_models("no_such_network*")

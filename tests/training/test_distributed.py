@@ -104,10 +104,12 @@ def test_all_compile_or_none(answers):
         assert eager and why_not.startswith("process 1: compiling failed") and "no kernel" in why_not
 
 
-def test_a_run_learns_what_one_process_learns(answers, folder, tmp_path):
-    assert {answer["plain run"] for answer in answers} == {"finished"}
-    together.train(tmp_path / "alone", *together.PLAIN, model="convnext_atto")
-    got, expected = (RunFolder(path) for path in (folder / "plain", tmp_path / "alone"))
+@pytest.mark.parametrize("kind", ["plain", "mixed"])
+def test_a_run_learns_what_one_process_learns(kind, answers, folder, tmp_path):
+    assert {answer[f"{kind} run"] for answer in answers} == {"finished"}
+    settings = {"plain": together.PLAIN, "mixed": together.MIXED}[kind]
+    together.train(tmp_path / "alone", *settings, model="convnext_atto")
+    got, expected = (RunFolder(path) for path in (folder / kind, tmp_path / "alone"))
     assert len(got.metrics()) == len(expected.metrics()) == 2
     for ours, theirs in zip(got.metrics(), expected.metrics(), strict=True):
         assert ours["train"]["loss"] == pytest.approx(theirs["train"]["loss"], rel=1e-4)
@@ -124,6 +126,19 @@ def test_a_run_learns_what_one_process_learns(answers, folder, tmp_path):
     assert sorted(path.name for path in got.path.iterdir()) == sorted(
         path.name for path in expected.path.iterdir()
     )
+
+
+def test_shards_are_shared_out_as_images_in_memory_are(answers, folder, tmp_path):
+    assert {answer["shards run"] for answer in answers} == {"finished"}
+    together.on_shards(folder / "shards", tmp_path / "alone")
+    got, expected = (RunFolder(path).metrics() for path in (folder / "fruit", tmp_path / "alone"))
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours["train"]["loss"] == pytest.approx(theirs["train"]["loss"], rel=1e-4)
+        assert ours["test"]["loss"] == pytest.approx(theirs["test"]["loss"], rel=1e-4)
+        assert ours["test"]["images"] == theirs["test"]["images"] == 6
+    first, second = (answer["missing shards"] for answer in answers)
+    assert "no archives of training images" in first
+    assert "another process of the run failed at what this one waited for" in second
 
 
 def test_killed_and_resumed_it_ends_the_same(answers, folder):
@@ -146,6 +161,7 @@ def test_a_restart_goes_on_with_its_own_run_alone(answers):
 def test_what_cannot_be_shared_is_refused(answers):
     for answer in answers:
         assert re.search(r"batch_size 15 .* multiple of 2", answer["odd batch"])
+        assert re.search(r"batch_size 14 must be a multiple of 4", answer["odd pairs"])
         assert "sync_batchnorm works on CUDA" in answer["norms"]
         assert answer["writer's error"] == "the writer alone knows"
 
@@ -179,6 +195,15 @@ def test_the_death_of_another_process_is_told(monkeypatch):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3")
     with pytest.raises(RuntimeError, match="other things"), distributed.death_told():
         raise RuntimeError("other things that go wrong")
+
+
+def test_the_death_of_a_decoding_process_is_told():
+    for text in ("(pid(s) 7) exited unexpectedly", "(pid 7) is killed by signal: Killed. "):
+        told = pytest.raises(TutelageError, match=r"decodes images is gone .*lower runtime\.workers")
+        with told, distributed.death_told():
+            raise RuntimeError(f"DataLoader worker {text}")
+    with pytest.raises(RuntimeError, match="Caught"), distributed.death_told():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ import tutelage
 from tutelage.errors import UserError
 from tutelage.methods import Method
 from tutelage.runs.record import RunFolder
-from tutelage.training.loop import Interrupted, Trainer
+from tutelage.training.loop import Trainer
+from tutelage.training.stopping import Interrupted
 
 SETTINGS = (
     "data.few_ratio=0.07",

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
+from tutelage.files import cache_folder
 from tutelage.training.stage_cache import (
-    cache_folder,
     load_stage,
     save_stage,
     stage_facts,

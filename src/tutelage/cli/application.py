@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tutelage.cli import catalogue, failures, running, weights
+from tutelage.cli import catalogue, data, exporting, failures, probe, running, weights
 from tutelage.cli.options import Debug
 
 EPILOG = (
@@ -53,10 +53,13 @@ app.command(rich_help_panel=TRYING)(running.distill)
 app.command(rich_help_panel=TRYING)(running.mutual)
 app.command(rich_help_panel=TRYING)(running.resume)
 app.command("eval", rich_help_panel=TRYING)(running.evaluate)
+app.command(rich_help_panel=TRYING)(probe.probe)
+app.command(rich_help_panel=TRYING)(exporting.export)
 app.command(rich_help_panel=LOOKING)(running.doctor)
 app.command("list", rich_help_panel=LOOKING)(catalogue.list_names)
 app.command(rich_help_panel=LOOKING)(catalogue.show)
 app.add_typer(weights.app, name="weights", rich_help_panel=LOOKING)
+app.add_typer(data.app, name="data", rich_help_panel=LOOKING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,9 @@ def list_names(
     kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
     pattern: Annotated[
         str | None,
-        typer.Argument(help="For models: part of the name, or a pattern with *.", show_default="*_cifar"),
+        typer.Argument(
+            help="For models: part of the name, or a pattern with *.", show_default="Tutelage's own"
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="For models: all that timm has.")] = False,
     json: options.Json = False,
@@ -46,7 +48,7 @@ def list_names(
 
     match kind:
         case Kind.models:
-            entries: list[Any] = describe.list_models(pattern or ("*" if everything else describe.ZOO))
+            entries: list[Any] = describe.list_models(pattern or ("*" if everything else None))
         case Kind.methods:
             entries = describe.list_methods()
         case Kind.datasets:
@@ -178,6 +180,13 @@ def _print_dataset(console: Console, result: Mapping[str, Any]) -> None:
             ("licence", result["licence"]),
         ],
     )
+    if result["linear_probes"]:
+        console.print("\nPublished linear probes (tutelage probe), in percent")
+        columns = ("project", "label", "teacher", "student")
+        rows = [
+            [*(row[column] for column in columns), f"{row['top1']:.2f}"] for row in result["linear_probes"]
+        ]
+        table(console, (*columns, "top-1"), rows)
 
 
 def _print_recipe(console: Console, result: Mapping[str, Any]) -> None:

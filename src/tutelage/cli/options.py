@@ -51,6 +51,34 @@ TeacherWeights = Annotated[
         "--teacher-weights", metavar="FILE", help="Weights of the teacher.", rich_help_panel=NETWORKS
     ),
 ]
+Pretrained = Annotated[
+    bool | None,
+    typer.Option(
+        "--pretrained",
+        help="Start from timm's pretrained weights, or from --weights in their place; a classifier for other "
+        "classes than the data's is dropped.",
+        show_default=False,
+        rich_help_panel=NETWORKS,
+    ),
+]
+TeacherPretrained = Annotated[
+    bool | None,
+    typer.Option(
+        "--teacher-pretrained",
+        help="Take timm's pretrained weights for the teacher.",
+        show_default=False,
+        rich_help_panel=NETWORKS,
+    ),
+]
+ResetHead = Annotated[
+    bool | None,
+    typer.Option(
+        "--reset-head",
+        help="Drop the classifier of the weights and train a new one.",
+        show_default=False,
+        rich_help_panel=NETWORKS,
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -198,7 +226,7 @@ Debug = Annotated[
     ),
 ]
 
-NOT_IN_RECIPE = {"peer", "recipe", "settings", "out", "json", "quiet", "debug"}
+NOT_IN_RECIPE = {"measure", "probe_batch", "peer", "recipe", "settings", "out", "json", "quiet", "debug"}
 
 
 def recipe_flags(context: typer.Context) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 
 from tutelage.cli import options, views
 from tutelage.cli.console import finish
+from tutelage.cli.examination import examination
 
 
 def demo(
@@ -51,6 +52,8 @@ def train(
     context: typer.Context,
     model: options.Model = None,
     weights: options.Weights = None,
+    pretrained: options.Pretrained = None,
+    reset_head: options.ResetHead = None,
     method: options.Method = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
@@ -77,8 +80,8 @@ def train(
 
     tutelage train --model resnet8_cifar --epochs 20
 
-    tutelage train --model resnet56_cifar --data cifar100 --data-dir data \
-      --epochs 240 --seed 1
+    tutelage train --model swin_tiny_patch4_window7_224 --pretrained \
+      --data cifar100 --data-dir data --set data.image_size=224 --epochs 30
 
     tutelage train --model resnet56_cifar --weights r56.safetensors \
       --method hsakd_teacher --set method.frozen=true \
@@ -101,8 +104,11 @@ def distill(
     context: typer.Context,
     student: options.Student = None,
     weights: options.Weights = None,
+    pretrained: options.Pretrained = None,
+    reset_head: options.ResetHead = None,
     teacher: options.Teacher = None,
     teacher_weights: options.TeacherWeights = None,
+    teacher_pretrained: options.TeacherPretrained = None,
     method: options.Method = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
@@ -234,6 +240,7 @@ def resume(
 def evaluate(
     model: options.Model = None,
     weights: options.Weights = None,
+    pretrained: options.Pretrained = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,
@@ -263,6 +270,7 @@ def evaluate(
     result = jobs.evaluate(
         model,
         weights=weights,
+        pretrained=pretrained,
         data=data,
         data_dir=data_dir,
         download=download,
@@ -279,8 +287,11 @@ def doctor(
     model: options.Model = None,
     student: options.Student = None,
     weights: options.Weights = None,
+    pretrained: options.Pretrained = None,
+    reset_head: options.ResetHead = None,
     teacher: options.Teacher = None,
     teacher_weights: options.TeacherWeights = None,
+    teacher_pretrained: options.TeacherPretrained = None,
     method: options.Method = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
@@ -293,6 +304,25 @@ def doctor(
     device: options.Device = None,
     recipe: options.RecipeSource = None,
     settings: options.Settings = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Evaluate the teacher and time some steps, or only describe.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = True,
+    probe_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--probe-batch",
+            metavar="N",
+            min=2,
+            help="Images in the timed steps; time and memory are scaled to the batch size.",
+            show_default="the batch size; less on a CPU where a step takes long",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -301,15 +331,17 @@ def doctor(
 
     Takes the flags of 'distill', or those of 'train' with --model. Shows what
     the teacher reaches and what it should reach, whether normalisation and
-    image size fit, how the gradient divides among the loss terms, and what time
-    and memory the run will take.
+    image size fit, which stages are tapped, what is trained beside the student,
+    how the gradient divides among the loss terms, and what time and memory the
+    run will take. The teacher's weights and the data may still be missing.
 
     [bold]Examples[/bold]
 
     tutelage doctor --teacher resnet56_cifar --teacher-weights r56.safetensors \
       --student resnet20_cifar --method fitnet --data cifar100 --data-dir data
 
-    tutelage doctor --model resnet20_cifar --data cifar10 --data-dir data
+    tutelage doctor --teacher vit_small_patch16_224 --student mobilenetv2_100 \
+      --method pat --data cifar100 --set data.image_size=224 --no-measure
 
     tutelage doctor --recipe runs/first/recipe.yaml
     """
@@ -319,7 +351,9 @@ def doctor(
     result = examine(
         recipe,
         settings=settings or (),
+        measure=measure,
+        probe_batch=probe_batch,
         reporter=Reporter(quiet),
         **options.recipe_flags(context),
     )
-    finish(result, json, views.examination)
+    finish(result, json, examination)

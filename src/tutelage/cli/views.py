@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tutelage.cli.console import facts, number, percent, table
+from tutelage.cli.console import facts, number, percent
 
 Result = Mapping[str, Any]
 
@@ -31,6 +31,7 @@ def run(console: Console, result: Result) -> None:
         console,
         [
             ("student", f"{student['name']}, {number(student['parameters'])} parameters"),
+            *(("", note) for note in student.get("notes", ())),
             ("method", result["method"]),
             ("teacher", teacher and f"{teacher['name']}, test top-1 {percent(teacher['test']['top1'])}"),
             ("last epoch", _accuracy(last)),
@@ -56,46 +57,12 @@ def evaluation(console: Console, result: Result) -> None:
             ("branches", result.get("branches") and _branches(result["branches"])),
             ("loss", f"{result['loss']:.4f}"),
             ("expected top-1", percent(result["expected_top1"])),
-            ("normalisation", _normalisation(result)),
+            ("images", "x".join(map(str, result["image_size"]))),
+            *(("weights", note) for note in result["notes"]),
+            ("normalisation", normalisation(result)),
             ("device", result["device"]),
         ],
     )
-
-
-def examination(console: Console, result: Result) -> None:
-    """What the doctor found: networks, loss terms, cost, and what to worry about."""
-    for role, network in result["networks"].items():
-        facts(console, [(role, network["name"]), *_network(network)])
-        console.print()
-    method, estimate = result["method"], result["estimate"]
-    facts(
-        console,
-        [
-            ("method", method["name"]),
-            ("trained parts", f"{number(method['trainable_parameters'])} parameters beside the student"),
-            ("state", f"{number(method['state_values'])} values"),
-            ("normalisation", _normalisation(result["normalisation"])),
-        ],
-    )
-    console.print()
-    rows = [(name, term["value"], f"{term['gradient_share']:.1%}") for name, term in result["terms"].items()]
-    table(console, ("term", "value", "share of gradient"), rows)
-    console.print()
-    facts(
-        console,
-        [
-            ("step", f"{estimate['step_seconds']:.3f} s, {number(estimate['images_per_second'])} images/s"),
-            ("epoch", f"{number(estimate['steps_per_epoch'])} steps"),
-            ("whole run", f"{estimate['training_hours']:.2f} hours"),
-            ("memory", f"{number(estimate['peak_memory_mib'])} MiB"),
-            ("measured on", estimate["note"]),
-        ],
-    )
-    console.print()
-    for warning in result["warnings"]:
-        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
-    if not result["warnings"]:
-        console.print("no warnings")
 
 
 def _branches(branches: Result) -> str:
@@ -105,22 +72,8 @@ def _branches(branches: Result) -> str:
     return f"joint {joint}; class {classes}"
 
 
-def _network(network: Result) -> list[tuple[str, Any]]:
-    test, size = network.get("test"), network["input_size"]
-    own = network["own_normalisation"]
-    stages = [f"{channels} channels at 1/{reduction}" for channels, reduction in network["stages"]]
-    return [
-        ("parameters", number(network["parameters"])),
-        ("MACs", number(network["macs"])),
-        ("stages", ", ".join(stages)),
-        ("made for", size and f"{size[0]}x{size[1]} images"),
-        ("own normalisation", own and _normalisation(own)),
-        ("test top-1", test and percent(test["top1"])),
-        ("expected top-1", percent(network.get("expected_top1"))),
-    ]
-
-
-def _normalisation(values: Result) -> str:
+def normalisation(values: Result) -> str:
+    """Mean and standard deviation in one line."""
     mean, std = ("/".join(f"{value:.4f}" for value in values[key]) for key in ("mean", "std"))
     return f"mean {mean}, std {std}"
 

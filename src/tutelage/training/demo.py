@@ -10,8 +10,9 @@ from tutelage.errors import UserError
 from tutelage.methods import create_method, method_class
 from tutelage.runs import as_dicts, gain, summarise, write_page
 from tutelage.runs.tables import Gain, Row, spread
-from tutelage.training.jobs import RUNS_FOLDER, distill, mutual, train
+from tutelage.training.jobs import distill, mutual, train
 from tutelage.training.progress import Reporter
+from tutelage.training.starting import RUNS_FOLDER
 
 TEACHER, STUDENT = "demo/teacher", "demo/student"
 """The bundled recipes."""

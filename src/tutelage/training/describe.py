@@ -17,22 +17,23 @@ from tutelage.methods import Needs, create_method, method_class, method_names
 from tutelage.models.fingerprint import fingerprint
 from tutelage.models.network import Ask, check_input, create_network
 from tutelage.models.taps import describe_taps
+from tutelage.models.zoo import own_names
 from tutelage.recipes import dump, read_recipe, recipe_names, resolve
-
-ZOO = "*_cifar"
-"""Names of the networks that Tutelage adds to timm's."""
+from tutelage.runs.published import published_tables
 
 
-def list_models(pattern: str = ZOO) -> list[str]:
+def list_models(pattern: str | None = None) -> list[str]:
     """Names of networks, in natural order (resnet8 before resnet14).
 
     Args:
         pattern: With ``*`` for any characters; ``*`` alone lists everything that timm has. A pattern without
-            ``*`` lists the names that contain it.
+            ``*`` lists the names that contain it. None lists those that Tutelage adds to timm's.
 
     Raises:
         UserError: No name fits.
     """
+    if pattern is None:
+        return [name for name in timm.list_models() if name in own_names()]
     wanted = pattern if "*" in pattern else f"*{pattern}*"
     names = timm.list_models(wanted)
     if not names:
@@ -117,7 +118,7 @@ def describe_method(name: str) -> dict[str, Any]:
             "name": key,
             "type": inspect.formatannotation(field.annotation),
             "default": None if field.default is PydanticUndefined else field.default,
-            "range": ", ".join(_bound(rule) for rule in field.metadata) or None,
+            "range": ", ".join(filter(None, map(_bound, field.metadata))) or None,
             "meaning": field.description,
         }
         for key, field in cls.Config.model_fields.items()
@@ -181,7 +182,7 @@ def describe_model(
 
 
 def describe_dataset(name: str) -> dict[str, Any]:
-    """Facts about a dataset, without its files.
+    """Facts about a dataset, without its files, and what linear probes on it were published to reach.
 
     Raises:
         UserError: No such dataset.
@@ -201,6 +202,18 @@ def describe_dataset(name: str) -> dict[str, Any]:
         "views": info.augment.count,
         "source": info.source,
         "licence": info.licence,
+        "linear_probes": [
+            {
+                "project": figure.project,
+                "label": figure.label,
+                "teacher": figure.teacher,
+                "student": figure.student,
+                "top1": figure.value,
+            }
+            for table in published_tables()
+            for figure in table.figures
+            if figure.dataset == name and figure.metric == "linear_top1"
+        ],
     }
 
 

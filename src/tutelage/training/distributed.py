@@ -30,6 +30,9 @@ Answer = TypeVar("Answer")
 SEED_STEP = 1_000_003
 """Between the seeds of neighbouring processes; far from the small numbers that seed runs and stages."""
 
+WORKER = "DataLoader worker (pid"
+"""What PyTorch's errors say, wherever the program is at that moment, when a decoding process is gone."""
+
 SEVERED = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed")
 """What PyTorch's errors say, in small letters, when another process is gone."""
 
@@ -109,7 +112,7 @@ def processes(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def death_told() -> Iterator[None]:
-    """Say in a sentence that another process is gone.
+    """Say in a sentence that another process is gone, of the run or one that decodes images.
 
     Raises:
         TutelageError: It is.
@@ -117,6 +120,12 @@ def death_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if WORKER in str(error):
+            raise TutelageError(
+                f"a process that decodes images is gone ({error}); if the system killed it because memory "
+                "ran out, lower runtime.workers; the last saved state is whole, so go on with "
+                "'tutelage resume'"
+            ) from error
         known = isinstance(error, dist.DistError) or any(part in str(error).lower() for part in SEVERED)
         if launched() == 1 or not known:
             raise
@@ -229,13 +238,23 @@ def wait_for_all() -> None:
 
 @contextmanager
 def first_here() -> Iterator[None]:
-    """Let one process of each machine run the block before the others do (a download, say)."""
+    """Let one process of each machine run the block before the others do (a download, say).
+
+    Raises:
+        TutelageError: It failed there, where another process runs this.
+    """
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if not first:
-        wait_for_all()
-    yield
-    if first:
-        wait_for_all()
+    if not first and anywhere(False):
+        raise TutelageError(
+            "another process of the run failed at what this one waited for; its own message says why"
+        )
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if first:
+            anywhere(failed)
 
 
 @torch.no_grad()

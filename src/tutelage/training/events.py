@@ -26,7 +26,7 @@ class EventWriter:
         if self._writer is None:
             return
         scalars = {"lr": record["lr"], "speed/images_per_second": record["images_per_second"]}
-        for split in ("train", "val", "test", "ema_test"):
+        for split in ("train", "val", "test", "ema_val", "ema_test"):
             for key in ("loss", "top1", "top5"):
                 if record.get(split):
                     scalars[f"{split}/{key}"] = record[split][key]

@@ -5,17 +5,11 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import tutelage
 from tutelage.errors import TutelageError, UserError
 from tutelage.models.branches import branch_width
 from tutelage.models.network import Ask
@@ -23,20 +17,7 @@ from tutelage.models.weights import read_state_dict
 from tutelage.recipes import Recipe, dump, resolve
 from tutelage.runs.page import write_page
 from tutelage.runs.record import RunFolder
-from tutelage.training.build import (
-    Parts,
-    assemble,
-    build_network,
-    image_size,
-    load_data,
-    network_facts,
-    normalisation,
-    pick_device,
-    place,
-    set_up_torch,
-    sidecar_of,
-    student_recipes,
-)
+from tutelage.training.build import Parts, assemble
 from tutelage.training.distributed import (
     Onlooker,
     check_batch,
@@ -46,38 +27,22 @@ from tutelage.training.distributed import (
     is_writer,
     open_run,
     processes,
-    restarted,
     wait_for_all,
-    world,
 )
 from tutelage.training.evaluate import evaluate as evaluate_network
-from tutelage.training.loop import Interrupted, Trainer, amp_type
+from tutelage.training.flags import resolve_flags
+from tutelage.training.hardware import pick_device, place, set_up_torch
+from tutelage.training.loading import image_size, load_data
+from tutelage.training.loop import Trainer
+from tutelage.training.networks import build_network
+from tutelage.training.preprocessing import normalisation, sidecar_of
 from tutelage.training.progress import Reporter
+from tutelage.training.shown import own_wish, shown
+from tutelage.training.starting import accuracy_warning, claim, starting_facts
+from tutelage.training.stopping import Interrupted
 
-FLAGS = {
-    "model": "student.name",
-    "student": "student.name",
-    "teacher": "teacher.name",
-    "weights": "student.weights",
-    "teacher_weights": "teacher.weights",
-    "method": "method.name",
-    "data": "data.name",
-    "data_dir": "data.dir",
-    "download": "data.download",
-    "few_ratio": "data.few_ratio",
-    "val_fraction": "data.val_fraction",
-    "epochs": "schedule.epochs",
-    "batch_size": "data.batch_size",
-    "seed": "seed",
-    "device": "runtime.device",
-}
-"""Flag (and keyword) -> the recipe key it sets."""
-
-IN_SUMMARY = ("epoch", "train", "val", "test", "peers", "ema_test")
+IN_SUMMARY = ("epoch", "train", "val", "test", "peers", "ema_test", "ema_val")
 """What the summary repeats of the last epoch's record."""
-RUNS_FOLDER = Path("runs")
-EXPECTED_MARGIN = 0.5
-"""Percentage points by which a teacher may miss its noted accuracy before the run warns."""
 
 
 def distill(
@@ -151,40 +116,6 @@ def mutual(
     return _start("distill", recipe, out, settings, reporter, flags)
 
 
-def resolve_flags(
-    task: str | None, recipe: str | Recipe | None, settings: Iterable[str], flags: dict[str, Any]
-) -> Recipe:
-    """The recipe that flags and settings describe.
-
-    Args:
-        task: "train" or "distill"; None leaves it to the recipe.
-        recipe: Bundled name, YAML file, resolved recipe, or None for the defaults.
-        settings: ``key.path=value`` overrides.
-        flags: Keys of `FLAGS`; a value of None counts as not given.
-
-    Raises:
-        UserError: Unknown flag or key, or no network named.
-    """
-    flags = {name: value for name, value in flags.items() if value is not None}
-    settings = list(settings)
-    if isinstance(recipe, Recipe):
-        if flags or settings:
-            raise UserError("a resolved recipe takes no further flags; change it before resolving")
-        return recipe
-    unknown = set(flags) - set(FLAGS)
-    if unknown:
-        raise UserError(f"there is no flag '{min(unknown)}' (known: {', '.join(FLAGS)})")
-    if "model" in flags and "student" in flags:
-        raise UserError("--model and --student both name the network to train; give one of them")
-    dotted = {FLAGS[n]: str(value) if isinstance(value, Path) else value for n, value in flags.items()}
-    if recipe is None:
-        if "student.name" not in dotted and not any(text.startswith("student") for text in settings):
-            what = "--model NAME" if task == "train" else "--student NAME"
-            raise UserError(f"no network is named; give {what} (tutelage list models) or --recipe")
-        dotted.setdefault("method.name", "none" if task == "train" else "kd")
-    return resolve(recipe, {"task": task, **dotted}, settings)
-
-
 def _start(
     task: str,
     recipe: str | Recipe | None,
@@ -207,24 +138,6 @@ def _start(
         facts = starting_facts(resolved, parts, reporter)
         run = RunFolder.create(folder, dump(resolved), facts) if is_writer() else Onlooker(folder)
         return _fit(resolved, parts, run, reporter)
-
-
-def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
-    """The folder of a run that is to begin, and whether it has already begun there.
-
-    It has where ``torchrun`` started the processes again after one of them failed, and the folder they were
-    told to write to holds a run of the same recipe.
-
-    Raises:
-        UserError: The folder holds another run, or one that nobody restarted.
-        TutelageError: It can't be written.
-    """
-    folder = Path(out) if out is not None else default_folder(recipe)
-    run = RunFolder(folder)
-    if restarted() and run.facts_file.exists() and resolve(str(run.recipe)).hash() == recipe.hash():
-        return folder, True
-    RunFolder.claim(folder)
-    return folder, False
 
 
 def speaker(reporter: Reporter | None) -> Reporter:
@@ -257,6 +170,7 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
         "dataset": recipe.data.name,
         "mean": list(parts.normalisation[0]),
         "std": list(parts.normalisation[1]),
+        **shown(recipe, parts.data),
         "method": recipe.method["name"],
         "recipe_hash": recipe.hash(),
     }
@@ -294,72 +208,6 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
     return {"out": str(run.path), **run.facts()}
 
 
-def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str, Any]:
-    """What is known before the first step: versions, protocol, fingerprints, the teacher's accuracy now."""
-    size = image_size(parts.data)
-    teacher = None
-    if parts.nets.teacher is not None and recipe.teacher is not None:
-        batches = parts.data.eval_batches("test", recipe.data.eval_batch_size)
-        teacher = {
-            **network_facts(recipe.teacher, parts.nets.teacher, size),
-            "test": evaluate_network(parts.nets.teacher, batches),
-            "expected_top1": parts.teacher_facts.get("top1"),
-        }
-        reporter.say(f"teacher {recipe.teacher.name}: test top-1 {teacher['test']['top1']:.2f}%")
-        warning = accuracy_warning("teacher", teacher["test"]["top1"], teacher["expected_top1"])
-        if warning:
-            reporter.warn(warning)
-    return {
-        "status": "running",
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "task": recipe.task,
-        "method": recipe.method["name"],
-        "seed": recipe.seed,
-        "recipe_hash": recipe.hash(),
-        "protocol": parts.protocol,
-        "normalisation": {"mean": list(parts.normalisation[0]), "std": list(parts.normalisation[1])},
-        "student": network_facts(recipe.student, parts.nets.student, size),
-        "peers": [
-            network_facts(part, net, size)
-            for part, net in zip(
-                student_recipes(recipe, parts.method)[1:], parts.nets.students[1:], strict=True
-            )
-        ],
-        "teacher": teacher,
-        "hardware": hardware(parts.data.device),
-        "amp": str(amp_type(recipe, parts.data.device) or "float32").removeprefix("torch."),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"tutelage": tutelage.__version__, "python": platform.python_version()},
-    }
-
-
-def accuracy_warning(role: str, measured: float, expected: float | None) -> str | None:
-    """A sentence when the teacher or model is not what its weights promise, else None."""
-    if expected is None or abs(measured - expected) <= EXPECTED_MARGIN:
-        return None
-    return (
-        f"the {role} reaches {measured:.2f}% here, but its weights were noted with {expected:.2f}%; "
-        "check dataset, normalisation and architecture with 'tutelage doctor'"
-    )
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the run computes on."""
-    if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device), "count": world()}
-    together = {"processes": world()} if world() > 1 else {}
-    return {"device": f"cpu ({platform.machine()})", "threads": torch.get_num_threads(), **together}
-
-
-def default_folder(recipe: Recipe) -> Path:
-    """A new folder name under ``runs/``: student, method, dataset and seed, numbered when taken."""
-    stem = f"{recipe.student.name}-{recipe.method['name']}-{recipe.data.name}-s{recipe.seed}"
-    folder, number = RUNS_FOLDER / stem, 2
-    while folder.exists():
-        folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
-    return folder
-
-
 def evaluate(
     model: str | None,
     *,
@@ -367,6 +215,7 @@ def evaluate(
     data: str | None = None,
     data_dir: str | Path | None = None,
     download: bool | None = None,
+    pretrained: bool | None = None,
     device: str | None = None,
     batch_size: int | None = None,
     settings: Iterable[str] = (),
@@ -374,16 +223,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Loss, top-1 and top-5 (percent) of ``model`` on the dataset's test images, in float32.
 
-    Images get the normalisation noted beside the weights, else the dataset's (or ``data.mean``/``data.std``).
+    Images get the size and the normalisation noted beside the weights, else the dataset's (or those of
+    ``student.image_size``, ``data.mean`` and ``data.std``).
     Weights with branches (``student_aux.safetensors``, HSAKD's and DPCD's files) have these measured too,
     HSAKD's over all rotations; ``data.branch_evaluation=false`` leaves them out.
 
     Args:
         model: Name of the network.
-        weights: Its weights; may be missing with ``student.args.pretrained=true`` in ``settings``.
+        weights: Its weights.
         data: Name of the dataset; None takes the recipe's default.
         data_dir: Folder that holds it.
         download: Fetch it when it is not there.
+        pretrained: Measure timm's pretrained weights, where no others are given.
         device: Where to compute.
         batch_size: Images at a time; changes no result.
         settings: ``key.path=value`` overrides of the recipe.
@@ -402,13 +253,16 @@ def evaluate(
         "data": data,
         "data_dir": None if data_dir is None else str(data_dir),
         "download": download,
+        "pretrained": pretrained,
         "device": device,
     }
     size = [] if batch_size is None else [f"data.eval_batch_size={batch_size}"]
     recipe = resolve_flags("train", None, [*size, *settings], flags)
     name = recipe.student.name
-    if recipe.student.weights is None and not recipe.student.args.get("pretrained", False):
-        raise UserError(f"'{name}' has no weights, so there is nothing to evaluate; give --weights FILE")
+    if not recipe.student.has_weights:
+        raise UserError(
+            f"'{name}' has no weights, so there is nothing to evaluate; give --weights FILE or --pretrained"
+        )
     chosen = pick_device(recipe.runtime.device)
     set_up_torch(recipe)
     with processes(chosen):
@@ -420,6 +274,8 @@ def evaluate(
         batches = loaded.eval_batches("test", recipe.data.eval_batch_size)
         result = evaluate_network(network, batches, ask.branches // loaded.info.num_classes)
         writing = is_writer()
+    came = {"mean": given[0], "std": given[1], "image_size": image_size(loaded)}
+    seen = came | own_wish(network.preprocess)
     expected = sidecar_of(recipe.student).get("top1")
     warning = accuracy_warning("model", result["top1"], expected)
     if warning and reporter is not None and writing:
@@ -430,8 +286,10 @@ def evaluate(
         **{key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()},
         "expected_top1": expected,
         "warning": warning,
-        "mean": list(given[0]),
-        "std": list(given[1]),
+        "mean": list(seen["mean"]),
+        "std": list(seen["std"]),
+        "image_size": list(seen["image_size"]),
+        "notes": list(network.notes),
         "device": str(chosen),
     }
 

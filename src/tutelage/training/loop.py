@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +17,7 @@ from tutelage.methods import Clock, Method, Networks, Phase
 from tutelage.models.weights import joint_state, save_weights
 from tutelage.recipes import Recipe
 from tutelage.runs.record import RunFolder
-from tutelage.training.build import student_recipes
+from tutelage.training.averages import keep_average
 from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
 from tutelage.training.distributed import (
     anywhere,
@@ -42,18 +39,17 @@ from tutelage.training.distributed import (
 )
 from tutelage.training.evaluate import evaluate
 from tutelage.training.events import EventWriter
+from tutelage.training.hardware import amp_type, wants_compile
 from tutelage.training.meter import Meter
+from tutelage.training.networks import student_recipes
 from tutelage.training.optimisers import create_optimiser, set_learning_rate
+from tutelage.training.preprocessing import behind
 from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
+from tutelage.training.shown import own_wish
 from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
 from tutelage.training.step import Step, StepResult, compiled_or_eager
-
-
-class Interrupted(TutelageError):
-    """Ctrl-C or SIGTERM: the state is saved and the run can be resumed."""
-
-    exit_code = 130
+from tutelage.training.stopping import Interrupted, StopSignals
 
 
 class Trainer:
@@ -98,7 +94,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
         self.compile_note: str | None = None
-        self._stop_signal: int | None = None
+        self.stop = StopSignals()
         self._begin_phase()
 
     def fit(self) -> dict[str, Any]:
@@ -116,7 +112,7 @@ class Trainer:
         events = EventWriter(self.run.path, wanted, purge_step=self._epochs_done())
         self.reporter.start(total, self._epochs_done() * self.steps_per_epoch + self.step)
         try:
-            with self._stop_signals():
+            with self.stop.listening():
                 while self.phase < len(self.phases):
                     if self._taken_over():
                         continue
@@ -241,7 +237,9 @@ class Trainer:
                 for peer in self.nets.students[1:]
             ]
         if self.ema:
-            record["ema_test"] = evaluate(self.ema[0].module, self.data.eval_batches("test", size))
+            average = behind(self.nets.student.preprocess, self.ema[0].module)
+            for split in splits:
+                record[f"ema_{split}"] = evaluate(average, self.data.eval_batches(split, size))
         return record
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
@@ -298,9 +296,15 @@ class Trainer:
         """Write the students, and once more where this epoch is the best so far."""
         chosen = "val" if record["val"] else "test"
         if not self.best or self._merit(record[chosen]) > self._merit(self.best[chosen]):
-            self.best = {"by": chosen, "epoch": record["epoch"], "test": record["test"], "val": record["val"]}
+            now = {"by": chosen, "epoch": record["epoch"], "test": record["test"], "val": record["val"]}
+            self.best = {**self.best, **now}
             self._save_students("_best", record)
         self._save_students("", record)
+        if self.ema:
+            net, part = self.nets.student, self.parts[0]
+            facts = {**self.sidecar, **own_wish(net.preprocess), "model": part.name, "args": part.args}
+            plain, write = self.method.export(self.ema[0].module), is_writer()
+            self.best = keep_average(self.run.path, plain, record, self.best, facts if write else None)
 
     # -- state --------------------------------------------------------------------------------------
 
@@ -372,7 +376,8 @@ class Trainer:
         names = ["student", *(f"peer{number}" for number in range(1, len(tests)))]
         for name, part, net, test in zip(names, self.parts, self.nets.students, tests, strict=True):
             own = {"model": part.name, "args": part.args, "test": test, "top1": test["top1"]}
-            facts = {**self.sidecar, **own, "epoch": record["epoch"], "val": record["val"]}
+            own |= {"epoch": record["epoch"], "val": record["val"]}
+            facts = {**self.sidecar, **own_wish(net.preprocess), **own}
             plain = self.method.export(net.model)
             save_weights(self.run.path / f"{name}{suffix}.safetensors", plain, facts)
             if net.branches is not None:
@@ -383,31 +388,12 @@ class Trainer:
         """Save when asked to; stop when a signal came."""
         last = self.step == self.steps_per_epoch
         every = self.recipe.runtime.checkpoint_steps
-        if anywhere(self._stop_signal is not None) and not last:
+        if anywhere(self.stop.came) and not last:
             self.save()
             raise Interrupted(f"stopped; continue with: {resume_command()} {self.run.path}")
         if every and self.step % every == 0 and not last:
             self._check_finite(self.meter.read()["loss"])
             self.save()
-
-    @contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a stop after the current step (a second SIGINT acts at once)."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self._stop_signal = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        try:
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: the caller handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     # -- small things -------------------------------------------------------------------------------
 
@@ -450,16 +436,3 @@ class Trainer:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def amp_type(recipe: Recipe, device: torch.device) -> torch.dtype | None:
-    """The autocast type the recipe asks for on ``device``, None for float32."""
-    if recipe.runtime.amp == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if recipe.runtime.amp == "bf16" else None
-
-
-def wants_compile(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the recipe asks for a compiled step on ``device``."""
-    choice = recipe.runtime.compile
-    return choice == "on" or (choice == "auto" and device.type == "cuda")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,28 @@ from torch import Tensor, nn
 
 from tutelage.data import ImageData
 from tutelage.errors import UserError
+from tutelage.files import cache_folder
 from tutelage.methods import Method, Networks, Phase
 from tutelage.models.fingerprint import weights_hash
 from tutelage.models.weights import read_sidecar, save_weights
 from tutelage.recipes import Recipe
-from tutelage.training.build import normalisation
+from tutelage.training.preprocessing import normalisation
+from tutelage.training.shown import own_wish
 
+BATCHES = {
+    "color_jitter",
+    "erase",
+    "mixup",
+    "cutmix",
+    "mix_probability",
+    "mix_switch",
+    "mix_off_epoch",
+    "repeats",
+    "drop_last",
+}
+"""Settings of the data that training batches depend on; facts where they are not the defaults."""
 FORMAT = 1
 """Raised when the meaning of a fact changes, so that older files are not found any more."""
-
-
-def cache_folder() -> Path:
-    """``$TUTELAGE_CACHE``, or ``~/.cache/tutelage``."""
-    given = os.environ.get("TUTELAGE_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "tutelage"
 
 
 def stage_facts(
@@ -87,6 +94,8 @@ def phase_facts(
             "labels": hashlib.sha256(labels).hexdigest(),
             "mean": list(mean),
             "std": list(std),
+            **({"teacher": wish} if (wish := own_wish(nets.teacher.preprocess)) else {}),
+            **recipe.data.model_dump(mode="json", include=BATCHES, exclude_defaults=True),
         },
         training={
             "seed": recipe.seed,
