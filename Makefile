@@ -60,6 +60,7 @@ bench: $(INSTALLED) ## measure a training step against the research code's way
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/branches.py
 	$(BIN)/python benchmarks/packd.py
+	$(BIN)/python benchmarks/stream.py
 
 # Old pins stay unless pyproject.toml forces them to move; delete requirements.lock to renew them all.
 lock: ## pin the dependencies again

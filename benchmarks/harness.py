@@ -12,7 +12,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tutelage.data import ResidentData, dataset_info
 from tutelage.methods import Clock, DataSpec, Method, Networks
 from tutelage.models.network import Network
 from tutelage.recipes.schema import OptimiserRecipe
-from tutelage.training.build import place
+from tutelage.training.hardware import place
 from tutelage.training.meter import Meter
 from tutelage.training.optimisers import create_optimiser
 from tutelage.training.step import Step, compiled_or_eager
@@ -139,7 +139,8 @@ def tutelage_loop(
     step = Step(nets.folded(data.info.image_size), method, objective, amp).train()
     optimiser = create_optimiser(step, OptimiserRecipe(name="momentum"))
     epochs = iter(range(10**9))
-    batches = forever(lambda: resident.train_batches(next(epochs), 0, options.batch_size, drop_last=True))
+    resident.drop_last = True
+    batches = forever(lambda: resident.train_batches(next(epochs), 0, options.batch_size))
     clock = Clock(torch.zeros((), device=device), torch.zeros((), device=device))
     generator = torch.Generator(device=device).manual_seed(0)
     call: Callable[..., Any] = step
@@ -187,20 +188,39 @@ def pillow_loader(data: ResidentDataset, options: argparse.Namespace) -> DataLoa
     )
 
 
-def compare(plain: Loop, ours: Loop, options: argparse.Namespace) -> dict[str, Any]:
-    """Time both loops in alternation."""
-    loops = {"plain": plain, "tutelage": ours}
-    for run in loops.values():
-        run(2)
+def alternate(loops: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each loop gives in so many rounds, the loops taking turns."""
     speeds: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, run in loops.items():
-            speeds[name].append(options.steps * options.batch_size / run(options.steps))
-    ratios = [own / other for own, other in zip(speeds["tutelage"], speeds["plain"], strict=True)]
+            speeds[name].append(run())
+    return speeds
+
+
+def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    """Median and range of the ratios of the rounds."""
+    ratios = [own / reference for own, reference in zip(ours, other, strict=True)]
     return {
-        "images_per_second": {name: round(statistics.median(values), 1) for name, values in speeds.items()},
         "ratio": round(statistics.median(ratios), 2),
         "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
+
+
+def compare(plain: Loop, ours: Loop, options: argparse.Namespace) -> dict[str, Any]:
+    """Time both loops in alternation."""
+    images = options.steps * options.batch_size
+    for run in (plain, ours):
+        run(2)
+    speeds = alternate(
+        {
+            "plain": lambda: images / plain(options.steps),
+            "tutelage": lambda: images / ours(options.steps),
+        },
+        options.rounds,
+    )
+    return {
+        "images_per_second": {name: round(statistics.median(values), 1) for name, values in speeds.items()},
+        **ratio(speeds["tutelage"], speeds["plain"]),
     }
 
 
