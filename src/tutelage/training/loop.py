@@ -14,10 +14,8 @@ from tutelage.data import ImageData
 from tutelage.data.batch import Batch
 from tutelage.errors import TutelageError, UserError
 from tutelage.methods import Clock, Method, Networks, Phase
-from tutelage.models.weights import joint_state, save_weights
 from tutelage.recipes import Recipe
 from tutelage.runs.record import RunFolder
-from tutelage.training.averages import keep_average
 from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
 from tutelage.training.distributed import (
     anywhere,
@@ -40,13 +38,13 @@ from tutelage.training.distributed import (
 from tutelage.training.evaluate import evaluate
 from tutelage.training.events import EventWriter
 from tutelage.training.hardware import amp_type, wants_compile
+from tutelage.training.keeping import Keeper
 from tutelage.training.meter import Meter
 from tutelage.training.networks import student_recipes
 from tutelage.training.optimisers import create_optimiser, set_learning_rate
 from tutelage.training.preprocessing import behind
 from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
-from tutelage.training.shown import own_wish
 from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
 from tutelage.training.step import Step, StepResult, compiled_or_eager
 from tutelage.training.stopping import Interrupted, StopSignals
@@ -75,11 +73,12 @@ class Trainer:
         sidecar: Facts written beside the student's weights.
         """
         self.recipe, self.nets, self.method, self.data = recipe, nets, method, data
-        self.run, self.reporter, self.sidecar = run, reporter, sidecar
+        self.run, self.reporter = run, reporter
         self.device = data.device
         self.amp = amp_type(recipe, self.device)
         self.phases = tuple(method.phases())
-        self.parts = student_recipes(recipe, method)
+        parts = student_recipes(recipe, method)
+        self.keeper = Keeper(run.path, parts, nets, method, sidecar, recipe.selection)
         self.rotations = method.needs.student_branches if recipe.data.branch_evaluation else 0
         self.steps_per_epoch = data.steps_per_epoch(recipe.data.batch_size)
         self.generator = torch.Generator(device=self.device)
@@ -153,7 +152,7 @@ class Trainer:
                 self._show(phase, images / (time.perf_counter() - began))
             self._after_step()
         self._synchronise()
-        self._average_statistics()
+        average_statistics(self._parts().values())  # the same networks before they are measured and saved
         train_seconds = time.perf_counter() - began
         record: dict[str, Any] = {
             "phase": phase.name,
@@ -245,7 +244,7 @@ class Trainer:
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         self.seconds += record["seconds"]
         if self.phases[self.phase].evaluated:
-            self._keep_students(record)
+            self.best = self.keeper.keep(record, self.best, self.ema)
         self._report_unreadable()
         self.run.append(record)
         self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
@@ -291,20 +290,6 @@ class Trainer:
         if new:
             self.reporter.warn(f"{len(new)} image files can't be read and were left out, first {min(new)}")
             self.run.update(unreadable=bad)
-
-    def _keep_students(self, record: dict[str, Any]) -> None:
-        """Write the students, and once more where this epoch is the best so far."""
-        chosen = "val" if record["val"] else "test"
-        if not self.best or self._merit(record[chosen]) > self._merit(self.best[chosen]):
-            now = {"by": chosen, "epoch": record["epoch"], "test": record["test"], "val": record["val"]}
-            self.best = {**self.best, **now}
-            self._save_students("_best", record)
-        self._save_students("", record)
-        if self.ema:
-            net, part = self.nets.student, self.parts[0]
-            facts = {**self.sidecar, **own_wish(net.preprocess), "model": part.name, "args": part.args}
-            plain, write = self.method.export(self.ema[0].module), is_writer()
-            self.best = keep_average(self.run.path, plain, record, self.best, facts if write else None)
 
     # -- state --------------------------------------------------------------------------------------
 
@@ -362,28 +347,6 @@ class Trainer:
         averages = {f"ema{number}": average.module for number, average in enumerate(self.ema)}
         return {**students, "method": self.method, **averages}
 
-    def _merit(self, measured: dict[str, Any]) -> float:
-        """What the best epoch is chosen by."""
-        if self.recipe.selection == "joint":
-            return float(max(measured["branches"]["joint_top1"]))
-        return float(measured["top1"])
-
-    def _save_students(self, suffix: str, record: dict[str, Any]) -> None:
-        """Write each network's plain weights, and beside them those with branches where it has any."""
-        if not is_writer():
-            return
-        tests = [record["test"], *record.get("peers", [])]
-        names = ["student", *(f"peer{number}" for number in range(1, len(tests)))]
-        for name, part, net, test in zip(names, self.parts, self.nets.students, tests, strict=True):
-            own = {"model": part.name, "args": part.args, "test": test, "top1": test["top1"]}
-            own |= {"epoch": record["epoch"], "val": record["val"]}
-            facts = {**self.sidecar, **own_wish(net.preprocess), **own}
-            plain = self.method.export(net.model)
-            save_weights(self.run.path / f"{name}{suffix}.safetensors", plain, facts)
-            if net.branches is not None:
-                both = joint_state(plain.state_dict(), net.branches.state_dict())
-                save_weights(self.run.path / f"{name}{suffix}_aux.safetensors", both, facts)
-
     def _after_step(self) -> None:
         """Save when asked to; stop when a signal came."""
         last = self.step == self.steps_per_epoch
@@ -428,10 +391,6 @@ class Trainer:
         if world() == 1:
             return len(batch.targets)
         return self.data.batch_rows(self.step, self.recipe.data.batch_size)
-
-    def _average_statistics(self) -> None:
-        """Make the processes' networks the same again, before they are measured and saved."""
-        average_statistics(self._parts().values())
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
