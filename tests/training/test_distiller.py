@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import tutelage
 from tutelage.data.batch import Batch
 from tutelage.errors import UserError
-from tutelage.methods import Clock, Networks, create_method
+from tutelage.methods import Clock, Config, Method, Networks, Outs, create_method
 from tutelage.models.branches import build_branches
 from tutelage.models.network import create_network
 from tutelage.models.weights import joint_state, save_weights
@@ -136,7 +136,8 @@ def test_the_teacher_is_used_but_not_owned(method: str) -> None:
     assert {id(parameter) for parameter in student.parameters()} <= own
     assert {id(parameter) for parameter in steps.method.parameters()} <= own
     assert len(own) == sum(1 for _ in (*student.parameters(), *steps.method.parameters()))
-    assert not any("teacher" in key for key in steps.state_dict())
+    parts = [*steps.students, steps.method]
+    assert len(steps.state_dict()) == 3 + sum(len(part.state_dict()) for part in parts)
     given, targets, index = images()
     steps.train()(given, targets, index).loss.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
@@ -226,14 +227,30 @@ def test_a_state_dict_is_all_that_going_on_needs(method: str, tmp_path: Path) ->
     assert train(second, 2) == expected
 
 
-def test_ramps_follow_the_epoch() -> None:
+class Ticking(Method):
+    """Tells what the clock says."""
+
+    def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
+        return {"ce": self.supervised(batch, outs.student), "epoch": clock.epoch, "step": clock.step}
+
+
+def test_a_method_is_told_where_training_stands() -> None:
     given, targets, _ = images()
-    steps = made("dpcd").train()
-    early = steps(given, targets).terms
-    steps.set_epoch(1000)
-    late = steps(given, targets).terms
-    assert any(early[name] != late[name] for name in early)
-    assert float(steps.steps) == 2
+    steps = distiller(*pair(), Ticking(Config()), image_size=32)
+    told = []
+    for epoch in (0, 7):
+        steps.set_epoch(epoch)
+        told += [steps(given, targets).terms for _ in range(2)]
+    steps.eval()(given, targets)  # counts for nothing
+    told.append(steps.train()(given, targets).terms)
+    assert [(int(terms["epoch"]), int(terms["step"])) for terms in told] == [
+        (0, 0),
+        (0, 1),
+        (7, 2),
+        (7, 3),
+        (7, 4),
+    ]
+    assert float(steps.steps) == 5
 
 
 def test_under_autocast_the_networks_alone_are_rounded() -> None:
@@ -267,6 +284,9 @@ def test_the_step_compiles_whole_in_every_phase() -> None:
             result = steps(given, targets)
             result.loss.backward()
             losses.append(result.loss.detach())
+            shown = phase.trains == "student"  # the paraphraser learns from the teacher alone
+            assert all((p.grad is not None) == shown for p in steps.student.parameters())
+            assert int(steps.student.bn1.num_batches_tracked) == shown
     torch.testing.assert_close(losses[2:], losses[:2])
     assert len(calls) == 2  # one graph for each phase, nothing in pieces
 

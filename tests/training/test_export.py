@@ -180,6 +180,18 @@ def test_foreign_weights_get_what_their_architecture_is_used_with(tmp_path: Path
     assert "import tutelage.models" in (tmp_path / "told" / "README.md").read_text()
 
 
+def test_data_that_are_out_of_reach_are_no_hindrance(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: Any) -> None:
+        raise TutelageError("the hub does not answer")
+
+    monkeypatch.setattr("tutelage.training.export.load_data", unreachable)
+    assert tutelage.export(run, out=tmp_path / "out", **QUICK)["images"] == "generated"
+    with pytest.raises(TutelageError, match="the hub does not answer"):
+        tutelage.export(run, out=tmp_path / "other", data_dir=tmp_path, **QUICK)
+
+
 def test_a_file_that_answers_otherwise_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,7 +270,6 @@ class Distiller(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Distiller:
         """A copy, such as timm's moving average makes, that shares the teacher."""
         memo[id(self._nets.teacher)] = self._nets.teacher
-        memo[id(self._generator)] = None
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})

@@ -192,7 +192,7 @@ def check_images(
         [B, 3, H, W] float32 on the CPU, normalised, and what they are.
 
     Raises:
-        UserError: The data were asked for and can't be had.
+        TutelageError: The data were asked for and can't be had.
     """
     name = source.facts.get("dataset") or source.recipe.data.name
     as_noted = {"image_size": preprocessing.input_size[0], "crop_share": preprocessing.crop_pct}
@@ -215,7 +215,7 @@ def check_images(
         if not known:
             raise UserError("no dataset is noted beside the weights")
         images = _test_images(recipe, preprocessing.input_size)
-    except UserError:
+    except TutelageError:
         if asked_for:
             raise
         generator = torch.Generator().manual_seed(0)
