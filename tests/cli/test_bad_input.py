@@ -191,7 +191,7 @@ def test_teacher_missing_or_useless(run: Run, make_weights: Maker) -> None:
     run(*common, *teacher, "--method", "none").assert_refused(2, "uses no teacher")
 
 
-@pytest.mark.parametrize("method", ["fitnet", "at"])
+@pytest.mark.parametrize("method", ["fsp", "kdsvd"])
 def test_stages_that_do_not_pair(run: Run, make_weights: Maker, method: str) -> None:
     teacher = ("--teacher", "vgg8_cifar", "--teacher-weights", make_weights("vgg8_cifar"))
     result = run("distill", "--student", "resnet8_cifar", *teacher, "--method", method, *TINY, "--out", "run")
