@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator
+
+from tutelage.methods.base import Config
 
 
 def _several(value: Any) -> Any:
@@ -21,3 +24,19 @@ def _once_each(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 StageNumbers = Annotated[tuple[int, ...], BeforeValidator(_several), AfterValidator(_once_each)]
 """Stages counted from 1, each named once; a single number stands for itself alone."""
+
+
+class SwitchConfig(Config):
+    """Settings with switches: what isn't named is as the field ``preset`` has it.
+
+    Attributes:
+        presets: Preset -> switch -> value.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, str]]]
+    preset: str
+
+    def switch(self, name: str) -> str:
+        """The value of a switch: its own where it is named, else the preset's."""
+        own: str | None = getattr(self, name)
+        return self.presets[self.preset][name] if own is None else own

@@ -15,7 +15,7 @@ from tutelage.data.batch import Batch
 from tutelage.losses import cka_loss, hint_loss, kd_loss
 from tutelage.methods.alignment import Embedding, Expansion
 from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, teacher_of
-from tutelage.methods.choices import StageNumbers
+from tutelage.methods.choices import StageNumbers, SwitchConfig
 from tutelage.methods.pairs import STAGES, chosen_pairs, form_pairs, stage_pairs
 from tutelage.methods.projectors import Form, as_grid, initialise_projector
 from tutelage.methods.ramps import ramp
@@ -29,9 +29,10 @@ PRESETS = {
 """What each of these settings is where it isn't named."""
 
 
-class OFFConfig(Config):
+class OFFConfig(SwitchConfig):
     """Defaults of PAT's script; names in brackets are its flags."""
 
+    presets: ClassVar = PRESETS
     preset: Literal["corrected", "published"] = Field(
         "corrected",
         description="Sets mixing and cka where they aren't named: to what was meant, or to what the code "
@@ -79,11 +80,6 @@ class OFFConfig(Config):
         description="One similarity a stage and their mean, or a single one of all stages, divided by their "
         "number. None: by preset.",
     )
-
-    def switch(self, name: str) -> str:
-        """The value of a setting that the preset has one for."""
-        own: str | None = getattr(self, name)
-        return PRESETS[self.preset][name] if own is None else own
 
     @field_validator("heads")
     @classmethod

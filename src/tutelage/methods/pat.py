@@ -23,7 +23,7 @@ from tutelage.methods.base import (
     Outs,
     teacher_of,
 )
-from tutelage.methods.choices import StageNumbers
+from tutelage.methods.choices import StageNumbers, SwitchConfig
 from tutelage.methods.pairs import on_tokens, partners
 from tutelage.methods.pat_modules import Position, RegionAttention, class_token_last
 from tutelage.methods.pat_prompts import Entrance, FedPrompt, PromptBlock, PromptSwitches
@@ -38,12 +38,13 @@ PRESETS: dict[str, dict[str, str]] = {
 """What each of these settings is where it isn't named."""
 
 
-class PATConfig(Config):
+class PATConfig(SwitchConfig):
     """Defaults of PAT's script, with its mistakes corrected; names in brackets are its flags.
 
     All published commands have weights of 1 and a temperature of 1.
     """
 
+    presets: ClassVar = PRESETS
     preset: Literal["corrected", "published"] = Field(
         "corrected",
         description="Sets se, token_layout, class_token and position where they aren't named: to what was "
@@ -102,11 +103,6 @@ class PATConfig(Config):
         description="Keep the features' distance from training the prompts. They start as nothing, and the "
         "drift alone leaves them so; neither paper nor code detach.",
     )
-
-    def switch(self, name: str) -> str:
-        """The value of a setting that the preset has one for."""
-        own: str | None = getattr(self, name)
-        return PRESETS[self.preset][name] if own is None else own
 
     @field_validator("regions")
     @classmethod
