@@ -150,6 +150,11 @@ def equal_values(features: Tensor) -> Tensor:
     return torch.eye(6, dtype=features.dtype).view(1, 6, 3, 2).expand_as(features).clone()
 
 
+ABSURD = 1e6
+"""What no gradient of the losses reaches. Values that differ by rounding alone divide to more, equal ones to
+infinity or NaN; which of them a processor's LAPACK makes is its own."""
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("spoil", [dead_channels, equal_values, torch.zeros_like, torch.ones_like])
 def test_the_gradient_is_finite_where_singular_values_coincide(spoil, dtype: torch.dtype) -> None:
@@ -157,10 +162,10 @@ def test_the_gradient_is_finite_where_singular_values_coincide(spoil, dtype: tor
     teachers = [maps(8, 2, 6, 3, 2).to(dtype), maps(9, 2, 6, 3, 2).to(dtype)]
     losses = kdsvd_losses([features, features.square()], teachers)
     (gradient,) = torch.autograd.grad(losses.sum(), features)
-    assert losses.isfinite().all() and gradient.isfinite().all()
+    assert losses.isfinite().all() and (gradient.abs() < ABSURD).all()
     _, _, rows = SVD(features.flatten(2).transpose(1, 2), full_matrices=False)
     (usual,) = torch.autograd.grad(rows[:, :4].square().sum() + rows[:, 0].sum(), features)
-    assert not usual.isfinite().all()
+    assert not (usual.abs() < ABSURD).all()
 
 
 def test_dead_channels_leave_the_others_their_gradient() -> None:

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import tutelage
+from killing import Killed, killed_after, same, without_times
 from tutelage.errors import UserError
 from tutelage.models.network import create_network
 from tutelage.models.weights import save_weights
 from tutelage.recipes import resolve
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import assemble
-from tutelage.training.loop import Trainer
 from tutelage.training.stage_cache import phase_facts
 
 BRIEF = (
@@ -42,39 +41,21 @@ EVERYTHING = (
 )
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets the chance to save."""
-
-
 def run(out: Path, *more: str) -> dict[str, Any]:
     return tutelage.train(model="resnet8_cifar", data="shapes", out=out, settings=[*BRIEF, *more])
 
 
-def without_times(folder: Path) -> list[dict[str, Any]]:
-    timed = {"seconds", "images_per_second"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in RunFolder(folder).metrics()]
-
-
-def test_a_run_with_everything_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, seen = Trainer._after_step, [0]
-
-    def after_step(self: Trainer) -> None:
-        original(self)
-        seen[0] += 1
-        if seen[0] == 7:  # of the four steps in each epoch, and one after what was saved
-            raise Killed
-
+def test_a_run_with_everything_resumes_to_the_bit(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     facts = run(whole, *EVERYTHING)
     assert facts["protocol"]["repeats"] == 2
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_after_step", after_step)
-        with pytest.raises(Killed):
-            run(killed, *EVERYTHING, "runtime.checkpoint_steps=2")
+    # Of the four steps in each epoch, and one after what was saved.
+    with killed_after(7), pytest.raises(Killed):
+        run(killed, *EVERYTHING, "runtime.checkpoint_steps=2")
     tutelage.resume(killed)
     for name in ("student", "student_best", "student_ema", "student_ema_best"):
         one, other = (load_file(folder / f"{name}.safetensors") for folder in (whole, killed))
-        assert all(torch.equal(one[key], other[key]) for key in one), name
+        assert same(one, other), name
     assert without_times(whole) == without_times(killed)
     assert len(without_times(whole)) == 3
 

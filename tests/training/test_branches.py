@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import tutelage
-from training.test_resume import SETTINGS, Killed, kill_after, same, weights, without_times
+from killing import Killed, killed_after, same, without_times
+from training.test_resume import SETTINGS, weights
 from tutelage.errors import UserError
 from tutelage.runs.record import RunFolder
 
@@ -70,7 +71,7 @@ def test_evaluating_a_file_with_branches_measures_these_too(teacher):
 
 
 @pytest.mark.parametrize("method", ["hsakd", "dpcd"])
-def test_students_learn_from_it_and_resume_exactly(teacher, tmp_path, monkeypatch, method):
+def test_students_learn_from_it_and_resume_exactly(teacher, tmp_path, method):
     flags = {
         "teacher": "resnet8_cifar",
         "teacher_weights": str(teacher / "student_aux.safetensors"),
@@ -81,12 +82,8 @@ def test_students_learn_from_it_and_resume_exactly(teacher, tmp_path, monkeypatc
     facts = tutelage.distill(**flags, out=tmp_path / "whole", settings=BRIEF)
     terms = facts["summary"]["last"]["train"]["terms"]
     assert all(torch.isfinite(torch.tensor(value)) for value in terms.values())
-    with monkeypatch.context() as patch:
-        kill_after(patch, 3)
-        with pytest.raises(Killed):
-            tutelage.distill(
-                **flags, out=tmp_path / "killed", settings=[*BRIEF, "runtime.checkpoint_steps=1"]
-            )
+    with killed_after(3, saved=False), pytest.raises(Killed):
+        tutelage.distill(**flags, out=tmp_path / "killed", settings=[*BRIEF, "runtime.checkpoint_steps=1"])
     tutelage.resume(tmp_path / "killed")
     for name in ("student.safetensors", "student_aux.safetensors"):
         assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))
@@ -108,15 +105,13 @@ def test_the_loop_writes_what_a_method_keeps(teacher, tmp_path):
     assert remembered == 2 * facts["protocol"]["train_images"]
 
 
-def test_peers_of_another_family_are_trained_measured_saved_and_resumed(tmp_path, monkeypatch):
+def test_peers_of_another_family_are_trained_measured_saved_and_resumed(tmp_path):
     flags = {"student": "resnet8_cifar", "peers": ["wrn_16_1_cifar"], "data": "shapes"}
     facts = tutelage.mutual(**flags, out=tmp_path / "whole", settings=BRIEF)
     assert [peer["name"] for peer in facts["peers"]] == ["wrn_16_1_cifar"]
     assert len(facts["summary"]["last"]["peers"]) == 1
-    with monkeypatch.context() as patch:
-        kill_after(patch, 3)
-        with pytest.raises(Killed):
-            tutelage.mutual(**flags, out=tmp_path / "killed", settings=[*BRIEF, "runtime.checkpoint_steps=1"])
+    with killed_after(3, saved=False), pytest.raises(Killed):
+        tutelage.mutual(**flags, out=tmp_path / "killed", settings=[*BRIEF, "runtime.checkpoint_steps=1"])
     tutelage.resume(tmp_path / "killed")
     for name in ("student.safetensors", "peer1.safetensors", "peer1_best_aux.safetensors"):
         assert same(weights(tmp_path / "killed", name), weights(tmp_path / "whole", name))

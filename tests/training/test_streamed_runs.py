@@ -8,18 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import tutelage
+from killing import Killed, killed_after
 from packing import write_shards
-from together import Killed
 from toys import draw_folders, draw_image
 from tutelage.runs.record import RunFolder
-from tutelage.training.loop import Trainer
 
 SETTINGS = [
     "student.args={depths: [1, 1, 1, 1], dims: [8, 12, 16, 24], drop_rate: 0.3}",
@@ -43,15 +41,7 @@ def test_killed_within_an_epoch_it_ends_the_same(name: str, tmp_path: Path) -> N
         tutelage.train(model="convnext_atto", data=name, data_dir=folder, out=out, settings=settings)
 
     train(tmp_path / "whole", 0)
-    original, seen = Trainer._after_step, [0]
-
-    def after_step(self: Trainer) -> None:
-        original(self)
-        seen[0] += 1
-        if seen[0] == 6:
-            raise Killed
-
-    with mock.patch.object(Trainer, "_after_step", after_step), pytest.raises(Killed):
+    with killed_after(6), pytest.raises(Killed):
         train(tmp_path / "killed", 2)
     position = torch.load(tmp_path / "killed" / "state.pt", weights_only=True)["position"]
     assert position == [0, 1, 2]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tutelage
+from killing import Killed, killed_after, same
 from tutelage.models.network import create_network
 from tutelage.models.weights import save_weights
 from tutelage.runs.record import RunFolder
@@ -40,10 +41,6 @@ METHODS = {
 FIRST = {"ab": "activation boundaries", "ft": "paraphraser", "fsp": "flow matrices"}
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets the chance to save."""
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
@@ -69,28 +66,18 @@ def state(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_killed_within_an_epoch_ends_the_same(method, tmp_path, teacher, monkeypatch):
+def test_a_run_killed_within_an_epoch_ends_the_same(method, tmp_path, teacher):
     run(tmp_path / "whole", teacher, method)
-    original, steps = Trainer._after_step, [0]
-
-    def after_step(self: Trainer) -> None:
-        original(self)
-        steps[0] += 1
-        if steps[0] in {3, 8}:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_after_step", after_step)
+    with killed_after(3, 8):
         with pytest.raises(Killed):
             run(tmp_path / "cut", teacher, method)
         with pytest.raises(Killed):
             tutelage.resume(tmp_path / "cut")
     tutelage.resume(tmp_path / "cut")
     weights = [load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut")]
-    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert same(*weights)
     parts = [state(tmp_path / name)["method"] for name in ("whole", "cut")]
-    assert parts[0].keys() == parts[1].keys()
-    assert all(torch.equal(value, parts[1][key]) for key, value in parts[0].items())
+    assert same(*parts)
 
 
 @pytest.mark.parametrize("method", FIRST)
