@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow parity coverage lint types docs-check bench lock clean
+.PHONY: help venv demo test test-slow acceptance parity coverage lint types docs-check bench lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ test: $(INSTALLED) ## run the tests
 
 test-slow: $(INSTALLED) ## run the long checks that make test leaves out
 	$(BIN)/python -m pytest -m slow
+
+acceptance: $(INSTALLED) ## train on CIFAR-100 against published figures; hours (TUTELAGE_CIFAR100: its folder)
+	$(BIN)/python -m pytest -s -m hours tests/acceptance
 
 parity: $(INSTALLED) ## compare with the official implementations' numbers (TUTELAGE_GOLDEN: another folder of them)
 	$(PARALLEL) -m "" tests/parity
