@@ -131,9 +131,9 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         students = [STUDENT, PEER] if name == "hssakd" else [STUDENT]
         found = harness.compare(
             LOOPS[name](harness.pillow_loader(data, options), torch.device(options.device)),
-            harness.tutelage_loop(create_method(name), students, TEACHER, data, options),
+            {"ours": harness.tutelage_loop(create_method(name), students, TEACHER, data, options)},
             options,
-        )
+        )["ours"]
         networks = f"{STUDENT} and {PEER}" if name == "hssakd" else f"{TEACHER} -> {STUDENT}"
         yield {"name": f"{name}, {networks}", **found}
 

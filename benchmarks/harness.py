@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from tutelage.data import ResidentData, dataset_info
 from tutelage.methods import Clock, DataSpec, Method, Networks
 from tutelage.models.network import Network
 from tutelage.recipes.schema import OptimiserRecipe
+from tutelage.training.answer_files import AnswerFiles
+from tutelage.training.answers import Answers, Pass, taught_batches
 from tutelage.training.hardware import place
 from tutelage.training.meter import Meter
 from tutelage.training.optimisers import create_optimiser
@@ -119,8 +122,19 @@ def tutelage_loop(
     data: ResidentDataset,
     options: argparse.Namespace,
     objective: str = "forward",
+    known: float | None = None,
 ) -> Loop:
-    """This project's step on resident images."""
+    """This project's step on resident images.
+
+    Args:
+        method: Not yet set up.
+        students: Names of the networks that learn.
+        teacher: Name of the frozen one, or None.
+        data: Images and labels.
+        options: Of the command line.
+        objective: Of the method.
+        known: Share of the teacher's answers that lie in a table already; None asks it in every step.
+    """
     device = torch.device(options.device)
     resident = ResidentData(data, device, mean=MEAN, std=STD)
     needs = method.needs.for_classes(CLASSES)
@@ -136,25 +150,34 @@ def tutelage_loop(
     method.setup(nets, spec)
     method.to(device)
     amp = torch.bfloat16 if options.amp == "bf16" else None
-    step = Step(nets.folded(data.info.image_size), method, objective, amp).train()
+    nets = nets.folded(data.info.image_size)
+    step = Step(nets, method, objective, amp).train()
+    answers = None
+    if known is not None and nets.teacher is not None:
+        asked = Pass(nets.teacher, amp)
+        answers = Answers(asked, resident, options.batch_size, not options.eager, Answered(known, amp))
     optimiser = create_optimiser(step, OptimiserRecipe(name="momentum"))
     epochs = iter(range(10**9))
     resident.drop_last = True
-    batches = forever(lambda: resident.train_batches(next(epochs), 0, options.batch_size))
+    batches = forever(
+        lambda: taught_batches(resident, answers, next(epochs), 0, options.batch_size, start_step=0)
+    )
     clock = Clock(torch.zeros((), device=device), torch.zeros((), device=device))
     generator = torch.Generator(device=device).manual_seed(0)
     call: Callable[..., Any] = step
     if not options.eager:
-        call, why_not = compiled_or_eager(step, method.views(next(batches), generator), clock)
+        batch, taught = next(batches)
+        call, why_not = compiled_or_eager(step, method.views(batch, generator), clock, taught)
         assert why_not is None, why_not
+        assert answers is None or answers.note is None, answers.note
     meter = Meter(device)
 
     def run(steps: int) -> float:
         began = time.perf_counter()
         for _ in range(steps):
-            batch = next(batches)
+            batch, taught = next(batches)
             rows = method.views(batch, generator)
-            result = call(rows, clock)
+            result = call(rows, clock, taught)
             result.loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -165,6 +188,21 @@ def tutelage_loop(
         return time.perf_counter() - began
 
     return run
+
+
+class Answered(AnswerFiles):
+    """Stands for the files of earlier runs, in which a random share of all answers lies."""
+
+    def __init__(self, share: float, amp: torch.dtype | None) -> None:
+        super().__init__({})
+        self.share, self.dtype = share, amp or torch.float32
+
+    def read(self, rows: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """See `AnswerFiles.read`."""
+        chosen = torch.rand(rows, generator=torch.Generator().manual_seed(0)) < self.share
+        numbers = chosen.nonzero().flatten()
+        if len(numbers):
+            yield numbers, {"logits": torch.randn(len(numbers), CLASSES).to(self.dtype)}
 
 
 def random_data(options: argparse.Namespace, images: int | None = None) -> ResidentDataset:
@@ -206,22 +244,27 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def compare(plain: Loop, ours: Loop, options: argparse.Namespace) -> dict[str, Any]:
-    """Time both loops in alternation."""
+def compare(plain: Loop, ours: Mapping[str, Loop], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Time the plain loop and each of ours, all in turn; the ratios are those to the plain loop."""
     images = options.steps * options.batch_size
-    for run in (plain, ours):
+    loops = {"plain": plain, **ours}
+    for run in loops.values():
         run(2)
     speeds = alternate(
-        {
-            "plain": lambda: images / plain(options.steps),
-            "tutelage": lambda: images / ours(options.steps),
-        },
-        options.rounds,
+        {name: partial(_speed, run, images, options.steps) for name, run in loops.items()}, options.rounds
     )
+    middle = {name: round(statistics.median(values), 1) for name, values in speeds.items()}
     return {
-        "images_per_second": {name: round(statistics.median(values), 1) for name, values in speeds.items()},
-        **ratio(speeds["tutelage"], speeds["plain"]),
+        name: {
+            "images_per_second": {"plain": middle["plain"], "tutelage": middle[name]},
+            **ratio(speeds[name], speeds["plain"]),
+        }
+        for name in ours
     }
+
+
+def _speed(run: Loop, images: int, steps: int) -> float:
+    return images / run(steps)
 
 
 def parser(description: str | None, rounds: int = 5) -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 import tutelage
+from killing import Killed, killed_after
 from packing import write_shards
 from toys import draw_folders, toy_batch, toy_clock, toy_data, toy_networks, toy_step
 from tutelage.data import Share
@@ -25,7 +26,6 @@ from tutelage.methods import create_method
 from tutelage.training import step as step_module
 from tutelage.training.distributed import average_statistics, distributed, from_writer, is_writer, rank, world
 from tutelage.training.evaluate import evaluate
-from tutelage.training.loop import Trainer
 from tutelage.training.step import compiled_or_eager
 
 ROUNDS: dict[str, Any] = {"transport_threshold": 0, "transport_rounds": 2}
@@ -65,10 +65,6 @@ MIXED = (
     "method.label_smoothing=0.1",
 )
 """The same with all that varies images."""
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets the chance to save."""
 
 
 def of_share(batch: Batch, share: Share, rows: int, views: int) -> Batch:
@@ -179,17 +175,17 @@ def train(out: Path, *more: str, model: str = "resnet8_cifar") -> dict[str, Any]
     return tutelage.train(model=model, data="shapes", out=out, settings=[*SETTINGS, *more])
 
 
+def taught(out: Path, teacher: Path) -> dict[str, Any]:
+    """The same network learns from ``teacher``, weights of its kind, whose answers are kept in a table."""
+    own = ("runtime.teacher_answers=memory", PLAIN[0].replace("student", "teacher"))
+    names = {"teacher": "convnext_atto", "student": "convnext_atto", "method": "kd", "data": "shapes"}
+    settings = [*SETTINGS, *PLAIN, *own]
+    return tutelage.distill(**names, teacher_weights=teacher, out=out, settings=settings)
+
+
 def killed_and_resumed(out: Path) -> dict[str, Any]:
     """The same run, dead in the middle of its second epoch and gone on with from the last checkpoint."""
-    original, seen = Trainer._after_step, [0]
-
-    def after_step(self: Trainer) -> None:
-        original(self)
-        seen[0] += 1
-        if seen[0] == 8:
-            raise Killed
-
-    with mock.patch.object(Trainer, "_after_step", after_step):
+    with killed_after(8):
         try:
             train(out, *INTERRUPTED)
         except Killed:
@@ -222,6 +218,7 @@ def everything(folder: Path) -> dict[str, Any]:
     answers: dict[str, Any] = {f"steps {name}": steps(name) for name in METHODS}
     answers |= {"measured": measured(), "statistics": statistics(), "compiled": compiled()}
     answers["plain run"] = train(folder / "plain", *PLAIN, model="convnext_atto")["status"]
+    answers["taught run"] = taught(folder / "taught", folder / "plain" / "student.safetensors")["status"]
     answers["mixed run"] = train(folder / "mixed", *MIXED, model="convnext_atto")["status"]
     answers["whole run"] = train(folder / "whole", *INTERRUPTED)["status"]
     answers["killed run"] = killed_and_resumed(folder / "killed")["status"]

@@ -104,12 +104,18 @@ def test_all_compile_or_none(answers):
         assert eager and why_not.startswith("process 1: compiling failed") and "no kernel" in why_not
 
 
-@pytest.mark.parametrize("kind", ["plain", "mixed"])
+@pytest.mark.parametrize("kind", ["plain", "mixed", "taught"])
 def test_a_run_learns_what_one_process_learns(kind, answers, folder, tmp_path):
     assert {answer[f"{kind} run"] for answer in answers} == {"finished"}
-    settings = {"plain": together.PLAIN, "mixed": together.MIXED}[kind]
-    together.train(tmp_path / "alone", *settings, model="convnext_atto")
+    if kind == "taught":
+        together.taught(tmp_path / "alone", folder / "plain" / "student.safetensors")
+    else:
+        settings = {"plain": together.PLAIN, "mixed": together.MIXED}[kind]
+        together.train(tmp_path / "alone", *settings, model="convnext_atto")
     got, expected = (RunFolder(path) for path in (folder / kind, tmp_path / "alone"))
+    if kind == "taught":  # each process asks about the images of its own parts
+        first, second = (line["teacher_asked"] for line in got.metrics())
+        assert 0 < second < first == 35
     assert len(got.metrics()) == len(expected.metrics()) == 2
     for ours, theirs in zip(got.metrics(), expected.metrics(), strict=True):
         assert ours["train"]["loss"] == pytest.approx(theirs["train"]["loss"], rel=1e-4)

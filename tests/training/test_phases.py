@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import tutelage
+from killing import Killed, killed_after, same, without_times
 from tutelage.methods import Method, Needs, Phase, teacher_of
 from tutelage.models.network import Ask, create_network
 from tutelage.models.weights import save_weights
@@ -99,8 +100,8 @@ def test_each_stretch_does_what_it_says(tmp_path, teacher, staged, monkeypatch):
     weights: dict[str, list[torch.Tensor]] = {}
     original = Trainer._train_step
 
-    def watched(self: Trainer, batch: Any, phase: Phase) -> float:
-        rate = original(self, batch, phase)
+    def watched(self: Trainer, batch: Any, taught: Any, phase: Phase) -> float:
+        rate = original(self, batch, taught, phase)
         student = torch.cat([p.detach().flatten() for p in self.nets.student.parameters()])
         weights.setdefault(phase.name, []).append(student)
         weights.setdefault(phase.name + " head", []).append(staged[-1].head.weight.detach().clone())
@@ -128,32 +129,19 @@ def test_each_stretch_does_what_it_says(tmp_path, teacher, staged, monkeypatch):
     assert first["head"]["loss"] == first["head"]["head"] != records[0]["train"]["loss"]
 
 
-def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged, monkeypatch):
+def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged):
     run(tmp_path / "whole", teacher, "runtime.reuse_stages=false")
-    original, steps = Trainer._after_step, [0]
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self: Trainer) -> None:
-        original(self)
-        steps[0] += 1
-        if steps[0] in (3, 9, 14):
-            raise Killed
-
-    monkeypatch.setattr(Trainer, "_after_step", dying)
     out = tmp_path / "killed"
-    with pytest.raises(Killed):
-        run(out, teacher, "runtime.checkpoint_steps=1", "runtime.reuse_stages=false")
-    for _ in range(2):
+    with killed_after(3, 9, 14):
         with pytest.raises(Killed):
-            tutelage.resume(out)
+            run(out, teacher, "runtime.checkpoint_steps=1", "runtime.reuse_stages=false")
+        for _ in range(2):
+            with pytest.raises(Killed):
+                tutelage.resume(out)
     tutelage.resume(out)
     got, expected = (load_file(folder / "student.safetensors") for folder in (out, tmp_path / "whole"))
-    assert all(torch.equal(got[name], value) for name, value in expected.items())
-    assert [line["train"] for line in RunFolder(out).metrics()] == [
-        line["train"] for line in RunFolder(tmp_path / "whole").metrics()
-    ]
+    assert same(got, expected)
+    assert without_times(out) == without_times(tmp_path / "whole")
 
 
 def phases_of(out: Path) -> list[str]:

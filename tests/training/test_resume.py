@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import tutelage
+from killing import Killed, killed_after, same, without_times
 from tutelage.errors import UserError
 from tutelage.methods import Method
 from tutelage.runs.record import RunFolder
@@ -33,25 +34,12 @@ SETTINGS = (
 STEPS = 5  # 70 images in batches of 16
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets the chance to save."""
-
-
 def run(out: Path, *more: str) -> dict:
     return tutelage.train(model="resnet8_cifar", data="shapes", out=out, settings=[*SETTINGS, *more])
 
 
 def weights(out: Path, name: str = "student.safetensors") -> dict[str, torch.Tensor]:
     return load_file(out / name)
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def without_times(folder: Path) -> list[dict]:
-    timed = {"seconds", "images_per_second"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in RunFolder(folder).metrics()]
 
 
 @pytest.fixture(scope="module")
@@ -61,27 +49,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Make the process die after so many steps, before anything is saved."""
-    original, seen = Trainer._after_step, [0]
-
-    def after_step(self: Trainer) -> None:
-        seen[0] += 1
-        if seen[0] == steps:
-            raise Killed
-        original(self)
-
-    monkeypatch.setattr(Trainer, "_after_step", after_step)
-
-
 @pytest.mark.parametrize("kills", [(2, 7, 4), (STEPS, STEPS + 1, 1)])
-def test_killed_three_times(whole, tmp_path, monkeypatch, kills):
+def test_killed_three_times(whole, tmp_path, kills):
     out, started = tmp_path / "run", False
     for steps in kills:
-        with monkeypatch.context() as patch:
-            kill_after(patch, steps)
-            with pytest.raises(Killed):
-                tutelage.resume(out) if started else run(out, "runtime.ema_decay=0.9")
+        with killed_after(steps, saved=False), pytest.raises(Killed):
+            tutelage.resume(out) if started else run(out, "runtime.ema_decay=0.9")
         started = True
     tutelage.resume(out)
     assert same(weights(out), weights(whole))
@@ -90,12 +63,10 @@ def test_killed_three_times(whole, tmp_path, monkeypatch, kills):
     assert len(RunFolder(out).metrics()) == 3
 
 
-def test_killed_between_checkpoints_within_an_epoch(whole, tmp_path, monkeypatch):
+def test_killed_between_checkpoints_within_an_epoch(whole, tmp_path):
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        kill_after(patch, 9)
-        with pytest.raises(Killed):
-            run(out, "runtime.ema_decay=0.9", "runtime.checkpoint_steps=3")
+    with killed_after(9, saved=False), pytest.raises(Killed):
+        run(out, "runtime.ema_decay=0.9", "runtime.checkpoint_steps=3")
     tutelage.resume(out)
     assert same(weights(out), weights(whole))
     assert without_times(out) == without_times(whole)
@@ -105,8 +76,8 @@ def test_stop_signal_saves_in_the_middle_of_an_epoch(whole, tmp_path, monkeypatc
     out = tmp_path / "run"
     original = Trainer._train_step
 
-    def train_step(self, batch, phase):
-        rate = original(self, batch, phase)
+    def train_step(self, batch, taught, phase):
+        rate = original(self, batch, taught, phase)
         if (self.epoch, self.step) == (1, 3):
             os.kill(os.getpid(), signal.SIGTERM)
         return rate
@@ -152,10 +123,8 @@ def test_generators_and_buffers_of_a_method_come_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "create_method", lambda name, **settings: Noisy(Method.Config(**settings)))
     run(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        kill_after(patch, 8)
-        with pytest.raises(Killed):
-            run(tmp_path / "killed", "runtime.checkpoint_steps=2")
+    with killed_after(8, saved=False), pytest.raises(Killed):
+        run(tmp_path / "killed", "runtime.checkpoint_steps=2")
     tutelage.resume(tmp_path / "killed")
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from toys import toy_batch, toy_clock, toy_data, toy_step
+from toys import gradients_of, toy_batch, toy_clock, toy_data, toy_method, toy_step
 from tutelage.methods import create_method
 from tutelage.training import step as step_module
 from tutelage.training.meter import Meter
@@ -33,7 +33,7 @@ def test_a_compiled_step_that_agrees_is_used_and_leaves_no_trace(data, fake_comp
     step, _ = toy_step(create_method("kd"), data)
     before = copy.deepcopy(step.state_dict())
     random_before = torch.get_rng_state()
-    fake_compile(lambda s: lambda batch, clock: s(batch, clock))
+    fake_compile(lambda s: lambda *arguments: s(*arguments))
     call, why_not = compiled_or_eager(step, toy_batch(data), toy_clock())
     assert why_not is None and call is not step
     assert all(torch.equal(before[key], value) for key, value in step.state_dict().items())
@@ -43,8 +43,8 @@ def test_a_compiled_step_that_agrees_is_used_and_leaves_no_trace(data, fake_comp
 
 def test_wrong_compiled_gradients_are_noticed(data, fake_compile):
     def wrong(step):
-        def call(batch, clock):
-            result = step(batch, clock)
+        def call(*arguments):
+            result = step(*arguments)
             return result._replace(loss=result.loss + 0.2 * next(step.students[0].parameters()).sum())
 
         return call
@@ -58,14 +58,14 @@ def test_wrong_compiled_gradients_are_noticed(data, fake_compile):
 def test_rounding_under_autocast_is_no_reason_to_distrust(data, fake_compile):
     step, _ = toy_step(create_method("kd"), data)
     step.amp = torch.bfloat16
-    fake_compile(lambda s: lambda batch, clock: s(batch, clock))
+    fake_compile(lambda s: lambda *arguments: s(*arguments))
     _, why_not = compiled_or_eager(step, toy_batch(data), toy_clock())
     assert why_not is None and step.amp is torch.bfloat16
 
 
 def test_a_compiler_that_fails_is_survived(data, fake_compile):
     def broken(step):
-        def call(batch, clock):
+        def call(*arguments):
             raise RuntimeError("no kernel for you")
 
         return call
@@ -74,6 +74,26 @@ def test_a_compiler_that_fails_is_survived(data, fake_compile):
     fake_compile(broken)
     call, why_not = compiled_or_eager(step, toy_batch(data), toy_clock())
     assert call is step and "no kernel for you" in why_not
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("method", ["kd", "dpcd", "crd"])
+def test_a_teacher_whose_answers_are_known_is_not_asked(method, compiled, data, monkeypatch):
+    step, nets = toy_step(toy_method(method), data)
+    batch = toy_batch(data, method=step.method)
+    with torch.no_grad():
+        taught = nets.teacher(batch.images)
+    expected = gradients_of(step, nets, batch, toy_clock())
+
+    def asked(*arguments):
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr(nets.teacher, "forward", asked)
+    whole = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=False) if compiled else step
+    torch.manual_seed(1)
+    whole(batch, toy_clock(), taught).loss.backward()
+    got = {f"forward {n}": p.grad for n, p in step.named_parameters() if p.grad is not None}
+    assert relative_difference(got, expected) < 1e-6
 
 
 def test_relative_difference():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +97,20 @@ class ResidentData(ImageData):
         if val_indices is not None and len(val_indices):
             self.splits["val"] = self._resident(dataset.train_images, dataset.train_labels, val_indices)
         self.splits["test"] = self._resident(dataset.test_images, dataset.test_labels, None)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which normalised image a row and a view of the training images stand for.
+
+        Of images that `finish` does not vary. The values are such as JSON can hold.
+        """
+        pixels = self.splits["train"].images.permute(0, 2, 3, 1).cpu().contiguous()
+        return {
+            "shape": list(pixels.shape),
+            "pixels": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+            "views": repr(self.augment),
+            "mean": self.finish.mean.tolist(),
+            "std": self.finish.std.tolist(),
+        }
 
     @property
     def train_labels(self) -> Tensor:

@@ -77,6 +77,8 @@ class Needs:
             plain view of sample i and the one that training accuracy is measured on.
         mixes: Whether images mixed of two samples, with distributions as targets, mean something to it.
         repeats: Whether a sample may stand in a batch several times; not where a memory has a row for each.
+        plain: Whether `Method.views` hands the images on as they are, so that what the teacher answers
+            follows from index and view alone. A method that keeps to the base's `views` need not say so.
     """
 
     student: Ask = LOGITS
@@ -88,6 +90,7 @@ class Needs:
     views: int = 1
     mixes: bool = True
     repeats: bool = True
+    plain: bool = False
 
     def for_classes(self, num_classes: int) -> Needs:
         """The same with the width of the branch heads worked out for data of ``num_classes`` classes."""

@@ -139,7 +139,7 @@ class CRD(Method):
     @property
     def needs(self) -> Needs:
         """Pooled features of both networks, each image once a batch."""
-        return replace(POOLED, repeats=False)
+        return replace(POOLED, repeats=False, plain=True)
 
     def setup(self, nets: Networks, data: DataSpec) -> None:
         """Build heads and memories, and the tables that negatives are drawn by."""

@@ -39,8 +39,7 @@ class DataRecipe(Section):
     )
     train_split: str | None = Field(
         None,
-        description="Split, or pattern of archives, to train on, where there is a choice (hfds, tar, "
-        "wds).",
+        description="Split, or pattern of archives, to train on, where there is a choice (hfds, tar, wds).",
     )
     test_split: str | None = Field(None, description="Split, or pattern of archives, to test on, likewise.")
     few_ratio: float = Field(
@@ -196,6 +195,16 @@ class RuntimeRecipe(Section):
         description="Take over a teacher's head that an earlier run trained on the same teacher, data and "
         "settings (kept in $TUTELAGE_CACHE, else ~/.cache/tutelage).",
     )
+    teacher_answers: Literal["auto", "off", "memory", "disk"] = Field(
+        "auto",
+        description="Look the frozen teacher's answers up in a table instead of asking it again for the same "
+        "view of the same image: memory keeps a table on the device, disk also keeps it for later runs (in "
+        "$TUTELAGE_CACHE, else ~/.cache/tutelage); auto is memory where a tenth of the answers or more are "
+        "found again and the method asks for no more than scores and pooled features.",
+    )
+    cache_gib: float = Field(
+        4.0, gt=0, description="Memory that the table of the teacher's answers may take, in GiB."
+    )
     channels_last: bool = Field(True, description="Channels-last memory layout.")
     compile: Literal["auto", "off", "on"] = Field(
         "auto",
@@ -260,9 +269,15 @@ class Recipe(Section):
         return {key: value for key, value in self.method.items() if key != "name"}
 
     def hash(self) -> str:
-        """Twelve hex digits of what determines the result: all but folders, device and the note."""
+        """Twelve hex digits of what determines the result: all but folders, device, the note, and
+        where the teacher's answers come from."""
         content = self.model_dump(
-            mode="json", exclude={"note": True, "data": {"dir", "download"}, "runtime": {"device"}}
+            mode="json",
+            exclude={
+                "note": True,
+                "data": {"dir", "download"},
+                "runtime": {"device", "teacher_answers", "cache_gib"},
+            },
         )
         for role in ("student", "teacher"):
             if content[role]:

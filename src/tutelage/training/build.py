@@ -12,6 +12,7 @@ from tutelage.data import ImageData
 from tutelage.errors import UserError
 from tutelage.methods import DataSpec, Method, Networks, create_method
 from tutelage.recipes import Recipe
+from tutelage.training.answers import check_answers
 from tutelage.training.distributed import with_synchronised_norms, world
 from tutelage.training.hardware import pick_device, place, set_up_torch, synchronises
 from tutelage.training.loading import image_size, load_data
@@ -80,6 +81,7 @@ def assemble(recipe: Recipe, data: ImageData | None = None, weightless: bool = F
     if synchronised:
         with_synchronised_norms(method)
     method.to(device)
+    check_answers(recipe, nets, method, data)
     create_optimiser(
         nn.ModuleList([*students, method]), recipe.optimiser
     )  # refuses before anything is written

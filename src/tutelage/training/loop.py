@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +11,12 @@ from torch import nn
 
 from tutelage.data import ImageData
 from tutelage.data.batch import Batch
-from tutelage.errors import TutelageError, UserError
+from tutelage.errors import UserError
 from tutelage.methods import Clock, Method, Networks, Phase
+from tutelage.models.network import Outputs
 from tutelage.recipes import Recipe
 from tutelage.runs.record import RunFolder
+from tutelage.training.answers import answers_for, taught_batches
 from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
 from tutelage.training.distributed import (
     anywhere,
@@ -46,8 +47,8 @@ from tutelage.training.preprocessing import behind
 from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
 from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
-from tutelage.training.step import Step, StepResult, compiled_or_eager
-from tutelage.training.stopping import Interrupted, StopSignals
+from tutelage.training.step import Call, Step, compiled_or_eager
+from tutelage.training.stopping import Interrupted, StopSignals, check_finite
 
 
 class Trainer:
@@ -88,6 +89,8 @@ class Trainer:
         decay = recipe.runtime.ema_decay
         self.ema = [ModelEmaV3(net.model, decay=decay) for net in nets.students] if decay else []
         self.step_nets = nets.folded(data.info.image_size)
+        total = sum(self._epochs(phase) for phase in self.phases)
+        self.answers = answers_for(recipe, self.step_nets, method, data, total, self.amp)
         self.phase = self.epoch = self.step = 0
         self.meter = Meter(self.device)
         self.best: dict[str, Any] = {}
@@ -131,7 +134,7 @@ class Trainer:
         phase = self.phases[self.phase]
         with_students = phase.trains == "student"
         self.module = Step(self.step_nets, self.method, phase.objective, self.amp, with_students)
-        self.call: Callable[[Batch, Clock], StepResult] = self.module
+        self.call: Call = self.module
         self.together = distributed(self.module) if phase.update else None
         self.compiled = False
         self.optimiser = create_optimiser(self.module, self.recipe.optimiser)
@@ -142,12 +145,13 @@ class Trainer:
 
     def _run_epoch(self) -> dict[str, Any]:
         phase, recipe = self.phases[self.phase], self.recipe
-        began, images, first = time.perf_counter(), 0, self.step
+        began, images, asked = time.perf_counter(), 0, self.answers.asked if self.answers else 0
+        where = (self._epochs_done(), recipe.seed, recipe.data.batch_size, self.step)
         ticker = Ticker()
         self._train_mode(phase)
-        for batch in self.data.train_batches(self._epochs_done(), recipe.seed, recipe.data.batch_size, first):
+        for batch, taught in taught_batches(self.data, self.answers, *where):
             images += self._rows(batch)
-            rate = self._train_step(batch, phase)
+            rate = self._train_step(batch, taught, phase)
             if is_writer() and ticker.due():
                 self._show(phase, images / (time.perf_counter() - began))
             self._after_step()
@@ -162,6 +166,7 @@ class Trainer:
             **(self._evaluate() if phase.evaluated else {"val": None, "test": None}),
             "seconds": round(time.perf_counter() - began, 3),
             "images_per_second": round(images / train_seconds, 1),
+            **({"teacher_asked": self.answers.asked - asked} if self.answers else {}),
         }
         self._check_finite(record["train"]["loss"])
         if phase.evaluated:
@@ -169,7 +174,7 @@ class Trainer:
         self._finish_epoch(record)
         return record
 
-    def _train_step(self, batch: Batch, phase: Phase) -> float:
+    def _train_step(self, batch: Batch, taught: Outputs | None, phase: Phase) -> float:
         recipe = self.recipe
         rate = phase.lr or learning_rate(
             recipe.schedule, recipe.optimiser.lr, self.epoch, self.step, self.steps_per_epoch
@@ -185,10 +190,10 @@ class Trainer:
         batch = self.method.views(batch, self.generator)
         full = rows == recipe.data.batch_size
         if full and not self.compiled and wants_compile(recipe, self.device):
-            self._compile(batch, clock)
+            self._compile(batch, clock, taught)
         # A short last batch would need a second compilation for one step an epoch.
         call = self.call if full else self.module
-        result = self.together(call, batch, clock) if self.together else call(batch, clock)
+        result = self.together(call, batch, clock, taught) if self.together else call(batch, clock, taught)
         if phase.update:
             (result.loss * share.factor(rows)).backward()
             if recipe.optimiser.clip_grad is not None:
@@ -210,9 +215,9 @@ class Trainer:
         before = self.run.facts().get("first_step", {})
         self.run.update(first_step={**before, phase.name: {"loss": seen["loss"], **seen["terms"]}})
 
-    def _compile(self, batch: Batch, clock: Clock) -> None:
+    def _compile(self, batch: Batch, clock: Clock, taught: Outputs | None) -> None:
         self.reporter.say("compiling the step and comparing its gradients with the eager ones ...")
-        self.call, why_not = compiled_or_eager(self.module, batch, clock)
+        self.call, why_not = compiled_or_eager(self.module, batch, clock, taught)
         self.compiled = True
         self.compile_note = why_not
         if why_not:
@@ -245,6 +250,8 @@ class Trainer:
         self.seconds += record["seconds"]
         if self.phases[self.phase].evaluated:
             self.best = self.keeper.keep(record, self.best, self.ema)
+        if self.answers is not None and (why_not := self.answers.keep()):
+            self.reporter.warn(why_not)
         self._report_unreadable()
         self.run.append(record)
         self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
@@ -378,13 +385,7 @@ class Trainer:
         self.reporter.step(done, self.epoch, self._epochs(phase), seen["loss"], seen["top1"], speed)
 
     def _check_finite(self, loss: float) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            saved = self.run.state.exists()
-            kept = f"the last good state is in {self.run.state}" if saved else "no state was saved yet"
-            raise TutelageError(
-                f"the loss became {loss} in epoch {self.epoch + 1} by step {self.step}; {kept}; "
-                "lower optimiser.lr, set optimiser.clip_grad, or turn runtime.amp off"
-            )
+        check_finite(loss, self.epoch, self.step, self.run.state)
 
     def _rows(self, batch: Batch) -> int:
         """Images of the current step's batch in all processes."""

@@ -65,23 +65,32 @@ class Step(nn.Module):
         if nets.teacher is not None and method.inserts() is not None:
             nets.teacher.install()  # before compiling: hooks that come later are not seen
 
-    def forward(self, batch: Batch, clock: Clock) -> StepResult:
-        """Run all passes on ``batch`` (after `Method.views`) and the objective."""
-        terms, measured = self.terms(batch, clock)
+    def forward(self, batch: Batch, clock: Clock, taught: Outputs | None = None) -> StepResult:
+        """Run all passes on ``batch`` (after `Method.views`) and the objective.
+
+        Args:
+            batch: What the networks see.
+            clock: Where training stands.
+            taught: What the teacher answers, in float32, where that is known; None asks it.
+        """
+        terms, measured = self.terms(batch, clock, taught)
         loss = torch.stack(list(terms.values())).sum()
         with torch.no_grad():
             correct = topk_correct(measured.logits[:: self.rows], batch.targets[:: self.rows])
         return StepResult(loss, {name: term.detach() for name, term in terms.items()}, correct)
 
-    def terms(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], Outputs]:
+    def terms(
+        self, batch: Batch, clock: Clock, taught: Outputs | None = None
+    ) -> tuple[dict[str, Tensor], Outputs]:
         """The objective's terms with their graphs, and the outputs that accuracy is measured on."""
         device = batch.images.device.type
         cast = nullcontext() if self.amp is None else torch.autocast(device, dtype=self.amp)
-        teacher = prompted = None
+        teacher, prompted = taught, None
         with cast:
             if self._teacher:
-                with torch.no_grad():
-                    teacher = as_float(self._teacher[0](batch.images))
+                if teacher is None:
+                    with torch.no_grad():
+                        teacher = as_float(self._teacher[0](batch.images))
                 inserts = self.method.inserts()
                 if inserts is not None:
                     prompted = as_float(self._teacher[0](batch.images, inserts=inserts))
@@ -101,13 +110,15 @@ def as_float(out: Outputs) -> Outputs:
     )
 
 
+Call = Callable[..., StepResult]
+"""A step, eager or compiled, with the arguments of `Step.forward`."""
 TOLERANCE = 1e-3
-"""Relative gradient difference that other orders of summation in float32 may make."""
+"""Relative difference that other orders of summation in float32 may make."""
 
 
 def compiled_or_eager(
-    step: Step, batch: Batch, clock: Clock
-) -> tuple[Callable[[Batch, Clock], StepResult], str | None]:
+    step: Step, batch: Batch, clock: Clock, taught: Outputs | None = None
+) -> tuple[Call, str | None]:
     """Compile ``step`` whole and trust it only if its gradients on ``batch`` are as good as the eager ones.
 
     The measure is ``|g - g_exact| / |g_exact|`` over all gradients, g_exact from an eager float32 pass: the
@@ -118,49 +129,66 @@ def compiled_or_eager(
         step: The step; its parameters, buffers and the random state are as before afterwards.
         batch: One training batch, after views.
         clock: The clock to call it with.
+        taught: The teacher's answers to call it with, see `Step.forward`.
 
     Returns:
         The compiled step and None, or the eager step and the reason why.
     """
     # Inductor's own random numbers differ from eager ones, and with them every dropout mask.
     compiled = torch.compile(step, fullgraph=True, dynamic=False, options={"fallback_random": True})
-    reasons = from_all(_why_not(step, compiled, batch, clock))
+    reasons = from_all(_why_not(step, compiled, batch, clock, taught))
     found = [f"process {rank}: {why}" if len(reasons) > 1 else why for rank, why in enumerate(reasons) if why]
     return (step, found[0]) if found else (compiled, None)
 
 
-def _why_not(
-    step: Step, compiled: Callable[[Batch, Clock], StepResult], batch: Batch, clock: Clock
-) -> str | None:
+def _why_not(step: Step, compiled: Call, *arguments: Any) -> str | None:
     """Why ``compiled`` is not to be used in the place of ``step``; None where it may be."""
 
-    def call(batch: Batch, clock: Clock) -> StepResult:
+    def call(*arguments: Any) -> StepResult:
         try:
-            return compiled(batch, clock)
+            return compiled(*arguments)
         except Exception:
-            step(batch, clock)  # the other processes' calls may wait for the rows that this one gathers
+            step(*arguments)  # the other processes' calls may wait for the rows that this one gathers
             raise
 
     amp, step.amp = step.amp, None
-    exact = _gradients(step, step, batch, clock)
+    exact = _gradients(step, step, *arguments)
     step.amp = amp
-    rounding = 0.0 if amp is None else relative_difference(_gradients(step, step, batch, clock), exact)
+    eager = exact if amp is None else _gradients(step, step, *arguments)
+    chosen = compiled if world() == 1 else call
+    return distrusted("gradients", exact, eager, lambda: _gradients(step, chosen, *arguments))
+
+
+def distrusted(
+    what: str,
+    exact: dict[str, Tensor],
+    eager: dict[str, Tensor],
+    compiled: Callable[[], dict[str, Tensor]],
+) -> str | None:
+    """Why compiled code is not to be used in the place of eager one; None where it may be.
+
+    Args:
+        what: That is compared, for the sentence.
+        exact: By name, computed eagerly in float32.
+        eager: The same, computed eagerly as configured.
+        compiled: Computes the same, compiled.
+    """
     try:
-        gradients = _gradients(step, compiled if world() == 1 else call, batch, clock)
+        difference = relative_difference(compiled(), exact)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         return f"compiling failed ({type(error).__name__}: {reason})"
-    difference = relative_difference(gradients, exact)
+    rounding = relative_difference(eager, exact)
     if not difference <= max(TOLERANCE, 2 * rounding):
         return (
-            f"compiled gradients differ from exact ones by {difference:.2g} (relative), eager ones by "
+            f"compiled {what} differ from exact ones by {difference:.2g} (relative), eager ones by "
             f"{rounding:.2g}"
         )
     return None
 
 
 def relative_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """``|got - expected| / |expected|`` over all gradients; inf when names differ or one is not finite."""
+    """``|got - expected| / |expected|`` over all tensors; inf when names differ or one is not finite."""
     if got.keys() != expected.keys():
         return float("inf")
     squares = [((got[name] - value).double() ** 2).sum() for name, value in expected.items()]
@@ -169,15 +197,13 @@ def relative_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     return float(ratio) if bool(torch.isfinite(ratio)) else float("inf")
 
 
-def _gradients(
-    step: Step, call: Callable[[Batch, Clock], Any], batch: Batch, clock: Clock
-) -> dict[str, Tensor]:
+def _gradients(step: Step, call: Callable[..., Any], batch: Batch, *more: Any) -> dict[str, Tensor]:
     """Gradients of one call; puts buffers, gradients and random state back afterwards."""
     buffers = copy.deepcopy(dict(step.named_buffers()))
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            call(batch, clock).loss.backward()
+            call(batch, *more).loss.backward()
             return {name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None}
         finally:
             step.zero_grad(set_to_none=True)

@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: asked to stop, a run ends after the current step with its state saved."""
+"""What ends a run early: Ctrl-C and SIGTERM, after the current step, and a loss that is no number."""
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from tutelage.errors import TutelageError
@@ -44,3 +46,23 @@ class StopSignals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def check_finite(loss: float, epoch: int, step: int, state: Path) -> None:
+    """End a run whose loss is infinite or not a number.
+
+    Args:
+        loss: Mean so far.
+        epoch: From 0.
+        step: Of the epoch.
+        state: File of the last saved state, which may not be there yet.
+
+    Raises:
+        TutelageError: It is.
+    """
+    if not math.isfinite(loss):
+        kept = f"the last good state is in {state}" if state.exists() else "no state was saved yet"
+        raise TutelageError(
+            f"the loss became {loss} in epoch {epoch + 1} by step {step}; {kept}; "
+            "lower optimiser.lr, set optimiser.clip_grad, or turn runtime.amp off"
+        )
