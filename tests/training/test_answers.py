@@ -23,7 +23,7 @@ from tutelage.recipes import validate
 from tutelage.runs.record import RunFolder
 from tutelage.training import answers as answers_module
 from tutelage.training.answer_files import AnswerFiles
-from tutelage.training.answers import Answers, Pass, cannot_keep, known_share, taught_batches
+from tutelage.training.answers import Answers, Pass, cannot_keep, filled_share, known_share, taught_batches
 from tutelage.training.progress import Reporter
 
 SETTINGS = (
@@ -296,6 +296,7 @@ def test_auto_keeps_a_table_where_answers_are_found_again(tmp_path, teacher):
 def test_the_share_of_known_answers(views, epochs):
     drawn = torch.randint(views, (4000, epochs), generator=torch.Generator().manual_seed(0))
     different = sum(len(row.unique()) for row in drawn)
+    assert filled_share(views, epochs) == pytest.approx(different / (4000 * views), abs=0.01)
     assert known_share(views, epochs) == pytest.approx(1 - different / drawn.numel(), abs=0.01)
 
 

@@ -199,6 +199,21 @@ def test_measuring_on_a_smaller_batch_is_scaled(monkeypatch: pytest.MonkeyPatch)
     assert whole["activations_mib"] == pytest.approx(estimate["activations_mib"], rel=0.05)
 
 
+def test_answers_that_are_looked_up_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(perf_counter=map(float, count()).__next__)  # step and teacher take a second each
+    monkeypatch.setattr("tutelage.training.measuring.time", clock)
+    one_view = ("data.augment=false", "schedule.epochs=4")
+    found = look("kd", measure=True, probe_batch=16, settings=one_view)
+    table = found["cost"]["answers"]
+    assert (table["kept"], table["known"], table["filled"]) == ("memory", 0.75, 1)
+    assert table["bytes"] == found["data"]["train_images"] * 10 * 4
+    assert found["estimate"]["training_hours"] == pytest.approx((1 - 0.75) * 5 * 4 / 3600, abs=1e-3)
+    assert "75% of the teacher's answers looked up" in found["estimate"]["note"]
+    asking = look("kd", measure=True, probe_batch=16, settings=(*one_view, "runtime.teacher_answers=off"))
+    assert asking["cost"]["answers"] is None and "looked up" not in asking["estimate"]["note"]
+    assert asking["estimate"]["training_hours"] == pytest.approx(5 * 4 / 3600, abs=1e-3)
+
+
 def parts_of(method: str, teacher: str = "resnet14_cifar", **data: Any) -> tuple[Any, Any]:
     values = {
         "data": {"name": "shapes", "few_ratio": 0.08, **data},

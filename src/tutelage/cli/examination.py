@@ -158,10 +158,17 @@ def _print_cost(console: Console, cost: Result, estimate: Result | None) -> None
         [
             ("MACs for an image", _macs(cost)),
             ("teacher's passes", passes),
+            ("teacher's answers", _answers(cost["answers"])),
             *measured,
         ],
     )
     console.print()
+
+
+def _answers(table: Result | None) -> str | None:
+    if table is None:
+        return None
+    return f"{table['known']:.0%} looked up in a table of {table['bytes'] / 2**30:.3g} GiB ({table['kept']})"
 
 
 def _macs(cost: Result) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +176,7 @@ def fields(ask: Ask) -> tuple[str, ...]:
 
 
 def answers_for(
-    recipe: Recipe, nets: Networks, method: Method, data: ImageData, epochs: int, amp: torch.dtype | None
+    recipe: Recipe, nets: Networks, method: Method, data: ImageData, amp: torch.dtype | None
 ) -> Answers | None:
     """The table of a run, or None where the teacher is to be asked in every step.
 
@@ -185,19 +185,49 @@ def answers_for(
         nets: With the teacher as the step uses it.
         method: Set up.
         data: Of the run.
-        epochs: Of all phases together.
         amp: Autocast type of the step.
     """
-    wish, teacher = recipe.runtime.teacher_answers, nets.teacher
-    if wish == "off" or teacher is None or cannot_keep(recipe, teacher, method, data, amp):
-        return None
-    # Of several processes each sees a part of the images, another one every epoch.
-    if wish == "auto" and known_share(data.view_count * world(), epochs) < WORTH:
+    teacher = nets.teacher
+    if teacher is None or plan(recipe, teacher, method, data, amp) is None:
         return None
     assert isinstance(data, ResidentData)
     compiled = wants_compile(recipe, data.device)
-    files = AnswerFiles(answer_facts(recipe, teacher, data, amp, compiled)) if wish == "disk" else None
+    lasting = recipe.runtime.teacher_answers == "disk"
+    files = AnswerFiles(answer_facts(recipe, teacher, data, amp, compiled)) if lasting else None
     return Answers(Pass(teacher, amp), data, recipe.data.batch_size, compiled, files)
+
+
+class Plan(NamedTuple):
+    """What a table of answers is to be.
+
+    Attributes:
+        kept: "memory" or "disk".
+        known: Share of the answers that a first run finds in it.
+        bytes: What it takes on the device when it is full.
+        filled: Share of the table that a first run fills.
+    """
+
+    kept: str
+    known: float
+    bytes: int
+    filled: float
+
+
+def plan(
+    recipe: Recipe, teacher: Network, method: Method, data: ImageData, amp: torch.dtype | None
+) -> Plan | None:
+    """The table that a run keeps, or None where it keeps none; arguments as for `answers_for`."""
+    wish = recipe.runtime.teacher_answers
+    if wish == "off" or cannot_keep(recipe, teacher, method, data, amp):
+        return None
+    epochs = sum(phase.epochs or recipe.schedule.epochs for phase in method.phases())
+    # Of several processes each sees a part of the images, another one every epoch.
+    views = data.view_count * world()
+    known = known_share(views, epochs)
+    if wish == "auto" and known < WORTH:
+        return None
+    size = table_bytes(teacher, data, amp)
+    return Plan("disk" if wish == "disk" else "memory", known, size, filled_share(views, epochs))
 
 
 def check_answers(recipe: Recipe, nets: Networks, method: Method, data: ImageData) -> None:
@@ -268,11 +298,16 @@ def table_bytes(teacher: Network, data: ImageData, amp: torch.dtype | None) -> i
 
 
 def known_share(views: int, epochs: int) -> float:
-    """Share of the answers a first run of ``epochs`` finds in its table, each image having ``views`` views.
+    """Share of the answers that a first run of ``epochs`` finds in its table; an image has ``views``.
 
-    With v views, e epochs see ``v (1 - (1 - 1/v)^e)`` different ones on average.
+    Of v views of an image e epochs show ``v (1 - (1 - 1/v)^e)`` different ones on average.
     """
-    return 1 - views * (1 - (1 - 1 / views) ** epochs) / epochs
+    return 1 - views * filled_share(views, epochs) / epochs
+
+
+def filled_share(views: int, epochs: int) -> float:
+    """Share of the views of an image that ``epochs`` show at least once, on average."""
+    return 1 - (1 - 1 / views) ** epochs
 
 
 def answer_facts(

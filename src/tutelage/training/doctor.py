@@ -21,6 +21,7 @@ from tutelage.training.measuring import (
     bearable_batch,
     estimate,
     gradient_shares,
+    planned,
     probing_batch,
 )
 from tutelage.training.networks import network_facts
@@ -66,7 +67,9 @@ def doctor(
           was made for and gets, and ``taps`` (see `anatomy.describe_network_taps`).
         - ``method``: its settings and how many values it trains and remembers.
         - ``parts``: what is trained beside the networks, see `anatomy.Part`.
-        - ``cost``: multiply-adds for an image of networks and parts, passes of the teacher in a step.
+        - ``cost``: multiply-adds for an image of networks and parts, passes of the teacher in a step, and
+          ``answers``: of the table of its answers ``kept``, ``known`` (share that the run finds in it) and
+          ``bytes`` (when it is full); None where there is none.
         - ``terms``: value and share of the student's gradient of each loss term on one batch.
         - ``estimate``: seconds, memory. This and ``terms`` are None without ``measure``.
 
@@ -98,7 +101,7 @@ def doctor(
         },
         "normalisation": {"mean": list(parts.normalisation[0]), "std": list(parts.normalisation[1])},
         "parts": [asdict(part) for part in looked],
-        "cost": _cost(parts, networks, looked),
+        "cost": _cost(resolved, parts, networks, looked),
         **_measured(resolved, parts, networks, measure, probe_batch, reporter),
     }
 
@@ -176,9 +179,13 @@ def _evaluate_teacher(
         )
 
 
-def _cost(parts: Parts, networks: dict[str, dict[str, Any]], looked: list[Part]) -> dict[str, Any]:
+def _cost(
+    recipe: Recipe, parts: Parts, networks: dict[str, dict[str, Any]], looked: list[Part]
+) -> dict[str, Any]:
     prompted = parts.method.inserts() is not None
+    table = planned(recipe, parts)
     return {
+        "answers": None if table is None else table._asdict(),
         "student_macs": networks["student"]["macs"],
         "teacher_macs": networks["teacher"]["macs"] if "teacher" in networks else None,
         "teacher_passes": 0 if "teacher" not in networks else 2 if prompted else 1,

@@ -89,8 +89,7 @@ class Trainer:
         decay = recipe.runtime.ema_decay
         self.ema = [ModelEmaV3(net.model, decay=decay) for net in nets.students] if decay else []
         self.step_nets = nets.folded(data.info.image_size)
-        total = sum(self._epochs(phase) for phase in self.phases)
-        self.answers = answers_for(recipe, self.step_nets, method, data, total, self.amp)
+        self.answers = answers_for(recipe, self.step_nets, method, data, self.amp)
         self.phase = self.epoch = self.step = 0
         self.meter = Meter(self.device)
         self.best: dict[str, Any] = {}

@@ -14,7 +14,9 @@ from torch import Tensor
 from tutelage.data.batch import Batch
 from tutelage.methods import Clock, Networks
 from tutelage.recipes import Recipe
+from tutelage.training.answers import Pass, Plan, plan
 from tutelage.training.build import Parts
+from tutelage.training.hardware import amp_type
 from tutelage.training.optimisers import create_optimiser
 from tutelage.training.step import Step
 
@@ -90,7 +92,7 @@ def gradient_shares(step: Step, batch: Batch, clock: Clock) -> dict[str, dict[st
 def estimate(
     nets: Networks, step: Step, batch: Batch, clock: Clock, recipe: Recipe, parts: Parts, size: int
 ) -> dict[str, Any]:
-    """Time and memory of a run, from a few steps on one batch.
+    """Time and memory of a run, from a few steps on one batch; answers that are looked up count.
 
     Where the batch is smaller than the recipe's, the time is multiplied, and to the memory that was measured
     comes what the other images' activations take.
@@ -119,23 +121,48 @@ def estimate(
         times.append(time.perf_counter() - began)
     more = recipe.data.batch_size / size
     seconds = statistics.median(times[1:]) * more
+    table, saved, room = planned(recipe, parts), 0.0, 0.0
+    if table is not None and nets.teacher is not None:
+        saved = table.known * more * _teacher_seconds(Pass(nets.teacher, step.amp), batch)
+        # On a CPU, rows that nothing is written to take no memory.
+        room = table.bytes * (1 if device.type == "cuda" else table.filled)
     steps = parts.data.steps_per_epoch(recipe.data.batch_size)
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
         unit = 1 if sys.platform == "darwin" else 1024
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    known = "" if table is None else f", {table.known:.0%} of the teacher's answers looked up"
     scaled = "" if more == 1 else f", on batches of {size} and scaled to {recipe.data.batch_size}"
     return {
         "probe_batch": size,
         "step_seconds": round(seconds, 4),
         "images_per_second": round(recipe.data.batch_size / seconds, 1),
         "steps_per_epoch": steps,
-        "training_hours": round(seconds * steps * recipe.schedule.epochs / 3600, 3),
-        "peak_memory_mib": round((memory + (more - 1) * activations) / 2**20),
+        "training_hours": round((seconds - saved) * steps * recipe.schedule.epochs / 3600, 3),
+        "peak_memory_mib": round((memory + (more - 1) * activations + room) / 2**20),
         "activations_mib": round(activations * more / 2**20),
-        "note": f"eager forward and backward passes{scaled}, without optimiser, evaluation and compilation",
+        "note": f"eager forward and backward passes{scaled}{known}, without optimiser, evaluation and "
+        "compilation",
     }
+
+
+def planned(recipe: Recipe, parts: Parts) -> Plan | None:
+    """The table of the teacher's answers that the run would keep."""
+    if parts.nets.teacher is None:
+        return None
+    return plan(recipe, parts.nets.teacher, parts.method, parts.data, amp_type(recipe, parts.data.device))
+
+
+def _teacher_seconds(teacher: Pass, batch: Batch) -> float:
+    times = []
+    for _ in range(TIMED_STEPS + 1):
+        began = time.perf_counter()
+        teacher(batch.images)
+        if batch.images.device.type == "cuda":
+            torch.cuda.synchronize(batch.images.device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
 
 
 def saved_bytes(nets: Networks, step: Step, batch: Batch, clock: Clock) -> int:
