@@ -34,7 +34,8 @@ class AnswerFiles:
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         """Args:
-        facts: Everything that decides about an answer, as JSON can hold it.
+        facts: Everything that decides about an answer, as JSON can hold it; of them ``answers`` has the width
+            D of each field by its name.
         """
         self.facts = {"format": FORMAT, **facts}
         text = json.dumps(self.facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -49,27 +50,25 @@ class AnswerFiles:
         Yields:
             `[n]` int64 rows of the table, and by name what stands there, `[n, D]` each.
         """
-        shapes: dict[str, Any] | None = None
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                answers = load(path.read_bytes())
+                content = path.read_bytes()
+                answers = load(content) if path.name == _name(content) else {}
             except (OSError, SafetensorError):
                 continue
-            numbers = answers.pop(ROWS, torch.empty(0))
-            found = {name: (values.shape[1:], values.dtype) for name, values in answers.items()}
-            whole = (
-                numbers.dtype == torch.int64
-                and numbers.ndim == 1
-                and len(numbers) > 0
-                and 0 <= int(numbers.min()) <= int(numbers.max()) < rows
-                and sorted(answers) == sorted(self.facts["answers"])
-                and all(v.ndim == 2 and len(v) == len(numbers) for v in answers.values())
-                and all(bool(torch.isfinite(v).all()) for v in answers.values())
-                and shapes in (None, found)
-            )
-            if whole:
-                shapes = found
+            numbers = answers.pop(ROWS, None)
+            if numbers is not None and self._fit(numbers, answers, rows):
                 yield numbers, answers
+
+    def _fit(self, numbers: Tensor, answers: Mapping[str, Tensor], rows: int) -> bool:
+        count = len(numbers) if numbers.ndim == 1 and numbers.dtype == torch.int64 else 0
+        return (
+            count > 0
+            and 0 <= int(numbers.min()) <= int(numbers.max()) < rows
+            and {name: tuple(values.shape) for name, values in answers.items()}
+            == {name: (count, width) for name, width in self.facts["answers"].items()}
+            and all(v.is_floating_point() and bool(v.isfinite().all()) for v in answers.values())
+        )
 
     def write(self, numbers: Tensor, answers: Mapping[str, Tensor]) -> Path:
         """Add a file.
@@ -85,8 +84,12 @@ class AnswerFiles:
             TutelageError: The disk is full, or the folder can't be written.
         """
         content = save({ROWS: numbers, **answers})
-        path = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
+        path = self.folder / _name(content)
         if not (self.folder / "facts.json").exists():
             write_json(self.folder / "facts.json", self.facts)  # for people; the folder's name is their hash
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
         return path
+
+
+def _name(content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"

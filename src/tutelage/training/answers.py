@@ -29,6 +29,7 @@ from tutelage.training.answer_files import AnswerFiles
 from tutelage.training.distributed import world
 from tutelage.training.hardware import amp_type, hardware, wants_compile
 from tutelage.training.loading import image_size
+from tutelage.training.progress import Reporter
 from tutelage.training.shown import own_wish
 from tutelage.training.step import as_float, distrusted
 
@@ -61,9 +62,6 @@ class Answers:
 
     Attributes:
         asked: How many images the teacher was given so far.
-        looked_up: How many answers were handed out so far; those that the teacher was not asked for were
-            there already.
-        note: Why the teacher is not compiled although it was to be; None where there is no reason to tell.
     """
 
     def __init__(
@@ -73,6 +71,7 @@ class Answers:
         rows: int,
         compiled: bool = False,
         files: AnswerFiles | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         """Args:
         teacher: Gives the answers.
@@ -80,10 +79,11 @@ class Answers:
         rows: Images the teacher gets at a time, always.
         compiled: Compile the teacher, if its answers then agree with the eager ones.
         files: Answers of earlier runs, and where new ones are to be kept; None for neither.
+        reporter: Told what takes time, and what goes wrong without stopping the run; None for nobody.
         """
         self.data, self.rows, self.files = data, rows, files
-        self.asked = self.looked_up = 0
-        self.note: str | None = None
+        self.asked = 0
+        self._reporter = reporter or Reporter(quiet=True)
         self._teacher, self._compiled = teacher, compiled
         self._call: Callable[[Tensor], dict[str, Tensor]] | None = None
         self._tables: dict[str, Tensor] = {}
@@ -108,25 +108,22 @@ class Answers:
         for numbers, batch in zip(shown, batches, strict=True):
             while not bool(self._known[numbers].all()):
                 self._ask(*next(waiting))
-            self.looked_up += len(numbers)
             yield batch, self._look_up(self._numbers(batch.index, batch.view))
 
-    def keep(self) -> str | None:
+    def keep(self) -> None:
         """Write the answers that are new since the last call to the files, where there are any.
 
-        Returns:
-            A sentence where that failed; nothing is written from then on, and training need not care.
+        Where that fails, a warning says so, and nothing is written from then on: training need not care.
         """
-        numbers, self._new = torch.cat([torch.empty(0, dtype=torch.int64), *self._new]), []
-        if self.files is None or not len(numbers):
-            return None
+        if self.files is None or not self._new:
+            return
+        numbers, self._new = torch.cat(self._new), []
         there = numbers.to(self.data.device)
         try:
             self.files.write(numbers, {name: table[there].cpu() for name, table in self._tables.items()})
         except TutelageError as error:
             self.files = None
-            return f"{error}; going on without keeping the teacher's answers for later runs"
-        return None
+            self._reporter.warn(f"{error}; going on without keeping the teacher's answers for later runs")
 
     def _numbers(self, index: Tensor, view: Tensor) -> Tensor:
         """Rows of the table."""
@@ -143,26 +140,32 @@ class Answers:
         views = self.data.view_count
         images = self.data.take(padded // views, padded % views).images
         if self._call is None:
-            self._call, self.note = self._agreed(images)
+            self._call = self._agreed(images)
         self._write(numbers, there, self._call(images))
         if self.files is not None:
             self._new.append(numbers)
         self.asked += len(numbers)
 
-    def _agreed(self, images: Tensor) -> tuple[Callable[[Tensor], dict[str, Tensor]], str | None]:
-        """The pass to use, and why it is not the compiled one."""
+    def _agreed(self, images: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The pass to use: compiled, if it is to be and then says the same."""
         if not self._compiled:
-            return self._teacher, None
+            return self._teacher
+        self._reporter.say("compiling the teacher and comparing its answers with the eager ones ...")
         compiled = torch.compile(self._teacher, fullgraph=True, dynamic=False)
         exact = Pass(self._teacher.teacher, None)(images)
         why_not = distrusted("answers", exact, self._teacher(images), lambda: compiled(images))
-        return (self._teacher, why_not) if why_not else (compiled, None)
+        if why_not is None:
+            return compiled
+        self._reporter.warn(f"{why_not}; going on without compiling the teacher")
+        return self._teacher
 
     def _write(self, numbers: Tensor, there: Tensor, answers: dict[str, Tensor]) -> None:
         for name, values in answers.items():
             if name not in self._tables:  # on a CPU, memory that nothing is written to costs nothing
-                self._tables[name] = values.new_empty(len(self._known), values.shape[1])
-            self._tables[name].index_copy_(0, there, values[: len(there)].to(self.data.device))
+                shape = (len(self._known), values.shape[1])
+                self._tables[name] = values.new_empty(shape, device=self.data.device)
+            table = self._tables[name]
+            table.index_copy_(0, there, values[: len(there)].to(table))
         self._known[numbers] = True
 
     def _look_up(self, there: Tensor) -> Outputs:
@@ -176,7 +179,12 @@ def fields(ask: Ask) -> tuple[str, ...]:
 
 
 def answers_for(
-    recipe: Recipe, nets: Networks, method: Method, data: ImageData, amp: torch.dtype | None
+    recipe: Recipe,
+    nets: Networks,
+    method: Method,
+    data: ImageData,
+    amp: torch.dtype | None,
+    reporter: Reporter | None = None,
 ) -> Answers | None:
     """The table of a run, or None where the teacher is to be asked in every step.
 
@@ -186,6 +194,7 @@ def answers_for(
         method: Set up.
         data: Of the run.
         amp: Autocast type of the step.
+        reporter: See `Answers`.
     """
     teacher = nets.teacher
     if teacher is None or plan(recipe, teacher, method, data, amp) is None:
@@ -194,7 +203,7 @@ def answers_for(
     compiled = wants_compile(recipe, data.device)
     lasting = recipe.runtime.teacher_answers == "disk"
     files = AnswerFiles(answer_facts(recipe, teacher, data, amp, compiled)) if lasting else None
-    return Answers(Pass(teacher, amp), data, recipe.data.batch_size, compiled, files)
+    return Answers(Pass(teacher, amp), data, recipe.data.batch_size, compiled, files, reporter)
 
 
 class Plan(NamedTuple):
@@ -292,9 +301,14 @@ def cannot_keep(
 
 def table_bytes(teacher: Network, data: ImageData, amp: torch.dtype | None) -> int:
     """Bytes of a full table."""
-    shapes = probe(teacher, image_size(data))
-    numbers = shapes.logits[0] + (shapes.pooled[0] if shapes.pooled is not None else 0)
+    numbers = sum(widths(teacher, data).values())
     return data.train_size * data.view_count * numbers * (amp or torch.float32).itemsize
+
+
+def widths(teacher: Network, data: ImageData) -> dict[str, int]:
+    """How many numbers there are in each field of an answer."""
+    shapes = probe(teacher, image_size(data))
+    return {name: getattr(shapes, name)[0] for name in fields(teacher.ask)}
 
 
 def known_share(views: int, epochs: int) -> float:
@@ -319,7 +333,7 @@ def answer_facts(
         "network": [recipe.teacher.name, recipe.teacher.args],
         "weights": weights_hash(teacher),
         "wish": own_wish(teacher.preprocess),
-        "answers": list(fields(teacher.ask)),
+        "answers": widths(teacher, data),
         "data": data.identity(),
         "batch": recipe.data.batch_size,
         "precision": str(amp),

@@ -89,7 +89,7 @@ class Trainer:
         decay = recipe.runtime.ema_decay
         self.ema = [ModelEmaV3(net.model, decay=decay) for net in nets.students] if decay else []
         self.step_nets = nets.folded(data.info.image_size)
-        self.answers = answers_for(recipe, self.step_nets, method, data, self.amp)
+        self.answers = answers_for(recipe, self.step_nets, method, data, self.amp, reporter)
         self.phase = self.epoch = self.step = 0
         self.meter = Meter(self.device)
         self.best: dict[str, Any] = {}
@@ -249,8 +249,8 @@ class Trainer:
         self.seconds += record["seconds"]
         if self.phases[self.phase].evaluated:
             self.best = self.keeper.keep(record, self.best, self.ema)
-        if self.answers is not None and (why_not := self.answers.keep()):
-            self.reporter.warn(why_not)
+        if self.answers is not None:
+            self.answers.keep()
         self._report_unreadable()
         self.run.append(record)
         self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
