@@ -17,6 +17,7 @@ from tutelage.data import ResidentData, make_shapes
 from tutelage.data.batch import Batch
 from tutelage.methods import Clock, DataSpec, Method, Networks, create_method
 from tutelage.models.network import Network, create_network
+from tutelage.models.weights import save_weights
 from tutelage.training.step import Step
 
 CLASSES = ("apple", "pear", "plum")
@@ -53,6 +54,26 @@ SMALL: dict[str, dict[str, Any]] = {
     "pat": {"dim": 64},
 }
 """Settings that make the parts of methods as small as the networks, where their own are for large ones."""
+
+
+BRIEF_RUN = (
+    "data.few_ratio=0.07",
+    "data.batch_size=16",
+    "data.eval_batch_size=100",
+    "schedule.epochs=3",
+    "optimiser.lr=0.02",
+    "runtime.tensorboard=false",
+    "runtime.threads=1",
+)
+"""Settings of a run on `shapes`: 70 images, five steps an epoch."""
+
+
+def saved_network(folder: Path, name: str, seed: int = 0) -> Path:
+    """A file with random weights of a network for ten classes."""
+    torch.manual_seed(seed)
+    path = folder / f"{name}-{seed}.safetensors"
+    save_weights(path, create_network(name, 10), {})
+    return path
 
 
 def toy_method(name: str, **settings: Any) -> Method:

@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save
 
 import tutelage
 from killing import Killed, killed_after, same
-from toys import toy_data, toy_network
+from toys import BRIEF_RUN, saved_network, toy_data, toy_network
 from tutelage.data import CropFlip, ResidentData, make_shapes
 from tutelage.errors import TutelageError, UserError
 from tutelage.methods import Method, create_method
 from tutelage.methods.base import LOGITS
-from tutelage.models.network import Ask, Network, create_network
-from tutelage.models.weights import save_weights
+from tutelage.models.network import Ask, Network
 from tutelage.recipes import validate
 from tutelage.runs.record import RunFolder
 from tutelage.training import answers as answers_module
@@ -27,15 +26,6 @@ from tutelage.training.answer_files import AnswerFiles
 from tutelage.training.answers import Answers, Pass, cannot_keep, filled_share, known_share, taught_batches
 from tutelage.training.progress import Reporter
 
-SETTINGS = (
-    "data.few_ratio=0.07",
-    "data.batch_size=16",
-    "data.eval_batch_size=100",
-    "schedule.epochs=3",
-    "optimiser.lr=0.02",
-    "runtime.tensorboard=false",
-    "runtime.threads=1",
-)
 IMAGES = 70
 
 
@@ -47,10 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_weights(path, create_network("resnet14_cifar", 10), {})
-    return path
+    return saved_network(tmp_path_factory.mktemp("teacher"), "resnet14_cifar")
 
 
 def run(out: Path, teacher: Path, answers: str, *more: str, method: str = "kd") -> list[int | None]:
@@ -62,7 +49,7 @@ def run(out: Path, teacher: Path, answers: str, *more: str, method: str = "kd") 
         method=method,
         data="shapes",
         out=out,
-        settings=[*SETTINGS, f"runtime.teacher_answers={answers}", *more],
+        settings=[*BRIEF_RUN, f"runtime.teacher_answers={answers}", *more],
     )
     return [line.get("teacher_asked") for line in RunFolder(out).metrics()]
 
@@ -185,9 +172,7 @@ def test_answers_to_other_questions_are_not_taken(settings, tmp_path, teacher, c
 
 def test_answers_of_other_weights_are_not_taken(tmp_path, teacher, cache):
     run(tmp_path / "first", teacher, "disk", "schedule.epochs=1")
-    torch.manual_seed(1)
-    other = tmp_path / "other.safetensors"
-    save_weights(other, create_network("resnet14_cifar", 10), {})
+    other = saved_network(tmp_path, "resnet14_cifar", seed=1)
     assert run(tmp_path / "second", other, "disk", "schedule.epochs=1") == [IMAGES]
     assert len(list(cache.iterdir())) == 2
 
@@ -281,7 +266,7 @@ def test_training_without_a_teacher_has_nothing_to_keep(tmp_path):
             model="resnet8_cifar",
             data="shapes",
             out=tmp_path / "run",
-            settings=[*SETTINGS, "runtime.teacher_answers=memory"],
+            settings=[*BRIEF_RUN, "runtime.teacher_answers=memory"],
         )
 
 

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 import tutelage
 from killing import Killed, killed_after, same, without_times
-from training.test_resume import SETTINGS, weights
+from toys import BRIEF_RUN
+from training.test_resume import weights
 from tutelage.errors import UserError
 from tutelage.runs.record import RunFolder
 
-BRIEF = (*SETTINGS, "schedule.epochs=2", "data.batch_size=35")
+BRIEF = (*BRIEF_RUN, "schedule.epochs=2", "data.batch_size=35")
 
 
 @pytest.fixture(scope="module")

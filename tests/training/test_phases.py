@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 import tutelage
 from killing import Killed, killed_after, same, without_times
+from toys import saved_network
 from tutelage.methods import Method, Needs, Phase, teacher_of
-from tutelage.models.network import Ask, create_network
-from tutelage.models.weights import save_weights
+from tutelage.models.network import Ask
 from tutelage.runs.record import RunFolder
 from tutelage.training.loop import Trainer
 
@@ -64,10 +64,7 @@ class Staged(Method):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_weights(path, create_network("resnet8_cifar", 10), {})
-    return path
+    return saved_network(tmp_path_factory.mktemp("teacher"), "resnet8_cifar")
 
 
 @pytest.fixture

@@ -16,26 +16,18 @@ from safetensors.torch import load_file
 
 import tutelage
 from killing import Killed, killed_after, same, without_times
+from toys import BRIEF_RUN
 from tutelage.errors import UserError
 from tutelage.methods import Method
 from tutelage.runs.record import RunFolder
 from tutelage.training.loop import Trainer
 from tutelage.training.stopping import Interrupted
 
-SETTINGS = (
-    "data.few_ratio=0.07",
-    "data.batch_size=16",
-    "data.eval_batch_size=100",
-    "schedule.epochs=3",
-    "optimiser.lr=0.02",
-    "runtime.tensorboard=false",
-    "runtime.threads=1",
-)
 STEPS = 5  # 70 images in batches of 16
 
 
 def run(out: Path, *more: str) -> dict:
-    return tutelage.train(model="resnet8_cifar", data="shapes", out=out, settings=[*SETTINGS, *more])
+    return tutelage.train(model="resnet8_cifar", data="shapes", out=out, settings=[*BRIEF_RUN, *more])
 
 
 def weights(out: Path, name: str = "student.safetensors") -> dict[str, torch.Tensor]:
@@ -146,7 +138,7 @@ def test_a_damaged_state_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_sigkill_at_three_random_moments(tmp_path):
-    settings = [*SETTINGS, "data.few_ratio=0.3", "schedule.epochs=12"]
+    settings = [*BRIEF_RUN, "data.few_ratio=0.3", "schedule.epochs=12"]
     arguments = ["train", "--model", "resnet8_cifar", "--data", "shapes"]
     arguments += [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "tutelage"]

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 import tutelage
 from killing import Killed, killed_after, same
-from tutelage.models.network import create_network
-from tutelage.models.weights import save_weights
+from toys import saved_network
 from tutelage.runs.record import RunFolder
 from tutelage.training.loop import Trainer
 
@@ -43,10 +42,7 @@ FIRST = {"ab": "activation boundaries", "ft": "paraphraser", "fsp": "flow matric
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_weights(path, create_network("resnet14_cifar", 10), {})
-    return path
+    return saved_network(tmp_path_factory.mktemp("teacher"), "resnet14_cifar")
 
 
 def run(out: Path, teacher: Path, method: str) -> dict[str, Any]:
