@@ -91,6 +91,9 @@ def test_every_method_can_be_shown(method: str) -> None:
     has_teacher = create_method(method).needs.teacher is not None
     assert (result["teacher"] is not None) == (shown["teacher"] is not None) == has_teacher
     assert ("no teacher is involved" in result["note"]) != has_teacher
+    recipes = [yaml.safe_load((Path(run) / "recipe.yaml").read_text()) for run in shown["runs"]]
+    measured = not create_method(method).needs.student_branches
+    assert [recipe["data"]["branch_evaluation"] for recipe in recipes] == [measured] * 2
 
 
 @pytest.mark.parametrize(

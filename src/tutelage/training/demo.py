@@ -57,6 +57,8 @@ def demo(
     reporter = reporter or Reporter(quiet=True)
     teacher, flags = train_teacher(method, folder / "teacher", device, reporter)
     start = distill if teacher else (mutual if create_method(method).needs.students > 1 else train)
+    if create_method(method).needs.student_branches:  # the table is about the students without them
+        flags["settings"] = ["data.branch_evaluation=false"]
     runs: dict[str, list[str]] = {"none": [], method: []}
     for seed in range(seeds):
         same: dict[str, Any] = {"seed": seed, "device": device, "reporter": reporter}
