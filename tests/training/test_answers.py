@@ -64,11 +64,12 @@ def toy_pass(ask: Ask = LOGITS, data: ResidentData | None = None) -> tuple[Pass,
     return Pass(Network(toy_network("resnet8_cifar", data.info.num_classes), ask, "frozen"), None), data
 
 
+@pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("method", ["kd", "rkd", "crd"])
-def test_a_run_learns_the_same_to_the_bit(method, tmp_path, teacher):
-    few = ("method.negatives=32",) if method == "crd" else ()
-    assert run(tmp_path / "asking", teacher, "off", *few, method=method) == [None] * 3
-    asked = run(tmp_path / "looking", teacher, "memory", *few, method=method)
+def test_a_run_learns_the_same_to_the_bit(method, amp, tmp_path, teacher):
+    own = (f"runtime.amp={amp}", *(("method.negatives=32",) if method == "crd" else ()))
+    assert run(tmp_path / "asking", teacher, "off", *own, method=method) == [None] * 3
+    asked = run(tmp_path / "looking", teacher, "memory", *own, method=method)
     assert same(weights(tmp_path / "asking"), weights(tmp_path / "looking"))
     assert asked[0] == IMAGES and all(0 < count <= IMAGES for count in asked)
 
