@@ -71,7 +71,7 @@ lock: ## pin the dependencies again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes \
 	  --no-emit-index-url --no-header --quiet --output-file requirements.lock
 	@{ echo "# Made by 'make lock': what Tutelage and its dev extra need, on Python 3.10 and newer, pinned"; \
-	   echo "# and hashed. The sweep extra is left out; pyproject.toml has its range."; \
+	   echo "# and hashed."; \
 	   cat requirements.lock; } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 clean: ## remove caches and builds (.venv and runs stay)
