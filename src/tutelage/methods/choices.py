@@ -26,14 +26,18 @@ StageNumbers = Annotated[tuple[int, ...], BeforeValidator(_several), AfterValida
 """Stages counted from 1, each named once; a single number stands for itself alone."""
 
 
+Presets = Mapping[str, Mapping[str, str]]
+"""Preset -> switch -> value."""
+
+
 class SwitchConfig(Config):
     """Settings with switches: what isn't named is as the field ``preset`` has it.
 
     Attributes:
-        presets: Preset -> switch -> value.
+        presets: What each preset says of each switch.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, str]]]
+    presets: ClassVar[Presets]
     preset: str
 
     def switch(self, name: str) -> str:

@@ -15,14 +15,14 @@ from tutelage.data.batch import Batch
 from tutelage.losses import cka_loss, hint_loss, kd_loss
 from tutelage.methods.alignment import Embedding, Expansion
 from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, teacher_of
-from tutelage.methods.choices import StageNumbers, SwitchConfig
+from tutelage.methods.choices import Presets, StageNumbers, SwitchConfig
 from tutelage.methods.pairs import STAGES, chosen_pairs, form_pairs, stage_pairs
 from tutelage.methods.projectors import Form, as_grid, initialise_projector
 from tutelage.methods.ramps import ramp
 from tutelage.methods.registry import register_method
 
 Mixing = Literal["attention", "sum", "none"]
-PRESETS = {
+PRESETS: Presets = {
     "corrected": {"mixing": "attention", "cka": "stages"},
     "published": {"mixing": "sum", "cka": "joint"},
 }
@@ -32,7 +32,7 @@ PRESETS = {
 class OFFConfig(SwitchConfig):
     """Defaults of PAT's script; names in brackets are its flags."""
 
-    presets: ClassVar = PRESETS
+    presets: ClassVar[Presets] = PRESETS
     preset: Literal["corrected", "published"] = Field(
         "corrected",
         description="Sets mixing and cka where they aren't named: to what was meant, or to what the code "

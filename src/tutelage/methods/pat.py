@@ -23,7 +23,7 @@ from tutelage.methods.base import (
     Outs,
     teacher_of,
 )
-from tutelage.methods.choices import StageNumbers, SwitchConfig
+from tutelage.methods.choices import Presets, StageNumbers, SwitchConfig
 from tutelage.methods.pairs import on_tokens, partners
 from tutelage.methods.pat_modules import Position, RegionAttention, class_token_last
 from tutelage.methods.pat_prompts import Entrance, FedPrompt, PromptBlock, PromptSwitches
@@ -31,7 +31,7 @@ from tutelage.methods.projectors import MapAligner, TokenAligner, as_grid
 from tutelage.methods.registry import register_method
 from tutelage.models.network import Ask, Outputs, probe
 
-PRESETS: dict[str, dict[str, str]] = {
+PRESETS: Presets = {
     "corrected": {"se": "rescale", "token_layout": "correct", "class_token": "first", "position": "token"},
     "published": {"se": "gate", "token_layout": "scrambled", "class_token": "last", "position": "batch"},
 }
@@ -44,7 +44,7 @@ class PATConfig(SwitchConfig):
     All published commands have weights of 1 and a temperature of 1.
     """
 
-    presets: ClassVar = PRESETS
+    presets: ClassVar[Presets] = PRESETS
     preset: Literal["corrected", "published"] = Field(
         "corrected",
         description="Sets se, token_layout, class_token and position where they aren't named: to what was "
