@@ -17,7 +17,7 @@ FILES = "Files"
 
 def export(
     target: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--out",

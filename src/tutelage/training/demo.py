@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
+from tutelage.files import named_path
 from tutelage.methods import create_method, method_class
 from tutelage.runs import as_dicts, gain, summarise, write_page
 from tutelage.runs.tables import Gain, Row, spread
@@ -124,10 +125,10 @@ def new_folder(out: str | Path | None) -> Path:
     """The folder asked for, or a new ``runs/demo``.
 
     Raises:
-        UserError: ``out`` is a file or holds something already.
+        UserError: ``out`` is a file, holds something already, or is empty as a name.
     """
     if out is not None:
-        folder = Path(out)
+        folder = named_path(out)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is taken; choose an empty or new folder for --out")
         return folder

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tutelage
 from tutelage.errors import TutelageError, UserError
-from tutelage.files import check_new_folder, new_folder
+from tutelage.files import check_new_folder, named_path, new_folder
 from tutelage.models.creation import check_input, first_line
 from tutelage.models.fingerprint import multiply_adds
 from tutelage.models.folding import folded
@@ -100,7 +100,7 @@ def export(
         UserError: The request can't be met: no run or weights, a folder in use, a missing package.
         TutelageError: A file doesn't answer as the network does, or can't be written; then none is left.
     """
-    target, reporter = Path(out), reporter or Reporter(quiet=True)
+    target, reporter = named_path(out), reporter or Reporter(quiet=True)
     check_new_folder(target)
     if onnx:
         check_onnx()

@@ -16,7 +16,7 @@ import torch
 import tutelage
 from tutelage.data import dataset_info
 from tutelage.errors import UserError
-from tutelage.files import write_json
+from tutelage.files import named_path, write_json
 from tutelage.models.network import check_input
 from tutelage.models.network import probe as probe_shapes
 from tutelage.models.weights import save_weights
@@ -143,7 +143,7 @@ def claim(out: str | Path | None, recipe: ProbeRecipe) -> Path:
     """The folder for the record.
 
     Raises:
-        UserError: It holds a record already, or is a file.
+        UserError: It holds a record or a classifier already, is a file, or its name is empty.
     """
     if out is None:
         stem = f"probe-{recipe.model.name}-{recipe.data.name}-{recipe.protocol}-s{recipe.seed}"
@@ -151,10 +151,10 @@ def claim(out: str | Path | None, recipe: ProbeRecipe) -> Path:
         while folder.exists():
             folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
         return folder
-    folder = Path(out)
+    folder = named_path(out)
     if (folder / RECORD).exists():
         raise UserError(f"{folder} already holds a probe; choose another --out")
-    RunFolder.claim(folder)
+    RunFolder.claim(folder, written=("classifier.*",))
     return folder
 
 

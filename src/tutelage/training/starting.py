@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import tutelage
-from tutelage.recipes import Recipe, resolve
+from tutelage.files import named_path
+from tutelage.recipes import Recipe, dump, resolve
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import Parts
 from tutelage.training.distributed import restarted
@@ -31,14 +32,15 @@ def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
     told to write to holds a run of the same recipe.
 
     Raises:
-        UserError: The folder holds another run, or one that nobody restarted.
+        UserError: The folder holds another run, one that nobody restarted, or files that the run would
+            overwrite; or its name is empty.
         TutelageError: It can't be written.
     """
-    folder = Path(out) if out is not None else default_folder(recipe)
+    folder = named_path(out) if out is not None else default_folder(recipe)
     run = RunFolder(folder)
     if restarted() and run.facts_file.exists() and resolve(str(run.recipe)).hash() == recipe.hash():
         return folder, True
-    RunFolder.claim(folder)
+    RunFolder.claim(folder, dump(recipe))
     return folder, False
 
 
