@@ -26,10 +26,8 @@ def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Mo
         UserError: No such name (with the nearest known one), or settings that the model doesn't take.
         TutelageError: Pretrained weights can't be had.
     """
+    check_name(name)
     on_hub = name.startswith(HUB)
-    if not on_hub and not timm.is_model(name):
-        hint = nearest(name, timm.list_models())
-        raise UserError(f"there is no network '{name}'{hint} (tutelage list models shows all)")
     try:
         return timm.create_model(name, num_classes=num_classes, **settings)
     except TutelageError:
@@ -45,6 +43,17 @@ def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Mo
         raise UserError(
             f"'{name}' can't be made with {given}: {reason}; change the network's args"
         ) from error
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a network that timm doesn't know; those on the hub are only looked up there.
+
+    Raises:
+        UserError: No such name (with the nearest known one).
+    """
+    if not name.startswith(HUB) and not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"there is no network '{name}'{hint} (tutelage list models shows all)")
 
 
 def check_input(model: nn.Module, size: Size) -> None:
