@@ -30,7 +30,7 @@ from tutelage.training.distributed import (
     wait_for_all,
 )
 from tutelage.training.evaluate import evaluate as evaluate_network
-from tutelage.training.flags import resolve_flags
+from tutelage.training.flags import resolve_evaluation, resolve_flags
 from tutelage.training.hardware import pick_device, place, set_up_torch
 from tutelage.training.loading import image_size, load_data
 from tutelage.training.loop import Trainer
@@ -237,7 +237,7 @@ def evaluate(
         pretrained: Measure timm's pretrained weights, where no others are given.
         device: Where to compute.
         batch_size: Images at a time; changes no result.
-        settings: ``key.path=value`` overrides of the recipe.
+        settings: ``key.path=value``, such as ``data.image_size=224``.
         reporter: Where a warning is shown; None shows nothing.
 
     Returns:
@@ -245,7 +245,7 @@ def evaluate(
         None), ``warning`` (a sentence when the two differ, or None), the normalisation and the device.
 
     Raises:
-        UserError: Unknown names, unreadable data or weights, other class count.
+        UserError: Unknown names, unreadable data or weights, other class count, a setting of training.
     """
     flags = {
         "model": model,
@@ -257,7 +257,7 @@ def evaluate(
         "device": device,
     }
     size = [] if batch_size is None else [f"data.eval_batch_size={batch_size}"]
-    recipe = resolve_flags("train", None, [*size, *settings], flags)
+    recipe = resolve_evaluation([*size, *settings], flags)
     name = recipe.student.name
     if not recipe.student.has_weights:
         raise UserError(
