@@ -185,7 +185,9 @@ def test_image_size_the_model_cannot_take(run: Run) -> None:
 
 def test_teacher_missing_or_useless(run: Run, make_weights: Maker) -> None:
     common = ("distill", "--student", "resnet8_cifar", *TINY)
-    run(*common).assert_refused(2, "needs a teacher")
+    run(*common).assert_refused(2, "needs a teacher; give --teacher NAME --teacher-weights FILE")
+    alone = run("train", "--model", "resnet8_cifar", *TINY, "--method", "kd")
+    alone.assert_refused(2, "needs a teacher; use 'tutelage distill' with --teacher NAME")
     run(*common, "--teacher", "resnet14_cifar").assert_refused(2, "--teacher-weights")
     teacher = ("--teacher", "resnet14_cifar", "--teacher-weights", make_weights("resnet14_cifar"))
     run(*common, *teacher, "--method", "none").assert_refused(2, "uses no teacher")

@@ -100,7 +100,10 @@ def check_roles(recipe: Recipe, method: Method) -> None:
         raise UserError("selection 'joint' needs branches that are measured; choose selection backbone")
     needs_teacher = method.needs.teacher is not None
     if needs_teacher and recipe.teacher is None:
-        raise UserError(f"method '{method.name}' needs a teacher; give --teacher NAME --teacher-weights FILE")
+        how = "use 'tutelage distill' with" if recipe.task == "train" else "give"
+        raise UserError(
+            f"method '{method.name}' needs a teacher; {how} --teacher NAME --teacher-weights FILE"
+        )
     if not needs_teacher and recipe.teacher is not None and recipe.task == "distill":
         raise UserError(
             f"method '{method.name}' uses no teacher, but '{recipe.teacher.name}' is given; drop it or "
