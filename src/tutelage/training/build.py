@@ -66,12 +66,14 @@ def assemble(recipe: Recipe, data: ImageData | None = None, weightless: bool = F
     torch.manual_seed(recipe.seed)
     needs = method.needs.for_classes(info.num_classes)
     students = tuple(
-        build_network(part, data, given, needs.student, needs.student_role, "student", synchronised)
+        build_network(
+            part, data, given, needs.student, needs.student_role, "student", recipe.data, synchronised
+        )
         for part in student_recipes(recipe, method)
     )
     teacher, facts = None, {}
     if recipe.teacher is not None and needs.teacher is not None:
-        teacher = build_network(recipe.teacher, data, given, needs.teacher, "frozen", "teacher")
+        teacher = build_network(recipe.teacher, data, given, needs.teacher, "frozen", "teacher", recipe.data)
         facts = sidecar_of(recipe.teacher)
     nets = Networks(students, teacher)
     for net in (*students, *([teacher] if teacher else [])):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.recipes import Recipe, resolve
+from tutelage.recipes import ModelRecipe, Recipe, resolve
 from tutelage.recipes.resolve import parse_setting
+from tutelage.recipes.schema import DataRecipe
 
 FLAGS = {
     "model": "student.name",
@@ -42,6 +45,9 @@ EVALUATED = {
 }
 """What an evaluation takes of a recipe's sections; ``train_split`` because the whole dataset is opened, and
 ``reset_head`` because a sentence of its own says why it can't be."""
+
+OPENING = {"image_column", "label_column", "train_split", "test_split", "image_size"}
+"""Settings of the data without which they may not open, or not in a size that a network takes."""
 
 
 def resolve_flags(
@@ -113,3 +119,24 @@ def _leaves(path: list[str], value: Any) -> Iterator[list[str]]:
         return
     for key in value:
         yield [*path, str(key)]
+
+
+def fine_tuning(part: ModelRecipe, data: DataRecipe, side: int | None = None) -> str:
+    """The command that trains a network's weights further on these data, ready to be pasted.
+
+    Args:
+        part: The network, with weights.
+        data: The data's part of the recipe.
+        side: Of the images that this network gets, in pixels; None where they are the data's.
+    """
+    words = ["tutelage", "train", "--model", part.name]
+    words += ["--pretrained"] if part.weights is None else ["--weights", part.weights, "--reset-head"]
+    words += ["--data", data.name, *([] if data.dir is None else ["--data-dir", data.dir])]
+    words += ["--download"] if data.download else []
+    settings = {f"data.{key}": value for key, value in data.model_dump(include=OPENING).items()}
+    settings |= {"student.prefix": part.prefix, "student.image_size": side}
+    settings |= {f"student.args.{key}": value for key, value in part.args.items() if key != "pretrained"}
+    for key, value in settings.items():
+        if value is not None:
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)

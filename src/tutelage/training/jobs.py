@@ -269,7 +269,7 @@ def evaluate(
         loaded = load_data(recipe, chosen)
         given = normalisation(recipe)
         ask = branches_of(recipe)
-        network = build_network(recipe.student, loaded, given, ask, "frozen", "model")
+        network = build_network(recipe.student, loaded, given, ask, "frozen", "model", recipe.data)
         place(network, chosen, recipe.runtime.channels_last)
         batches = loaded.eval_batches("test", recipe.data.eval_batch_size)
         result = evaluate_network(network, batches, ask.branches // loaded.info.num_classes)
