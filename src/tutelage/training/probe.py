@@ -32,6 +32,7 @@ from tutelage.training.probe_features import Backbone, load_images
 from tutelage.training.probe_network import first_weights, frozen_network, own_side
 from tutelage.training.probe_training import fit_lbfgs, summary, train_sgd
 from tutelage.training.progress import Reporter
+from tutelage.training.schedules import warmup_warning
 from tutelage.training.starting import RUNS_FOLDER
 
 FORMAT = 1
@@ -186,6 +187,9 @@ def _run(
     reporter.say(
         f"{recipe.model.name}: {width} features, {images.train_size:,} training images of {info.name}"
     )
+    slow = None if recipe.sgd is None else warmup_warning(recipe.sgd.schedule)
+    if slow:
+        reporter.warn(slow)
     test = backbone.features("test")
     if recipe.sgd is not None:
         trained = train_sgd(backbone, test, first, recipe, recipe.sgd, reporter)

@@ -19,6 +19,7 @@ from tutelage.training.hardware import amp_type, hardware
 from tutelage.training.loading import image_size
 from tutelage.training.networks import network_facts, student_recipes
 from tutelage.training.progress import Reporter
+from tutelage.training.schedules import warmup_warning
 
 RUNS_FOLDER = Path("runs")
 EXPECTED_MARGIN = 0.5
@@ -57,6 +58,9 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
     """What is known before the first step: versions, protocol, fingerprints, the teacher's accuracy now."""
     size = image_size(parts.data)
     say_what_networks_get(parts, size, reporter)
+    slow = warmup_warning(recipe.schedule)
+    if slow:
+        reporter.warn(slow)
     teacher = None
     if parts.nets.teacher is not None and recipe.teacher is not None:
         batches = parts.data.eval_batches("test", recipe.data.eval_batch_size)
