@@ -193,6 +193,14 @@ def test_teacher_missing_or_useless(run: Run, make_weights: Maker) -> None:
     run(*common, *teacher, "--method", "none").assert_refused(2, "uses no teacher")
 
 
+@pytest.mark.parametrize("given", [("--method", "kd"), ("--method", "none", "--peer", "resnet8_cifar")])
+def test_one_network_alone_is_no_mutual_learning(run: Run, given: tuple[str, ...]) -> None:
+    result = run("mutual", "--student", "resnet8_cifar", *given, *TINY)
+    result.assert_refused(2, "trains one network; take one of networks that teach each other (hssakd)")
+    Path("recipe.yaml").write_text("student: resnet8_cifar\nmethod: kd\nteacher: resnet14_cifar\n")
+    run("mutual", "--recipe", "recipe.yaml", *TINY).assert_refused(2, "method 'kd' trains one network")
+
+
 @pytest.mark.parametrize("method", ["fsp", "kdsvd"])
 def test_stages_that_do_not_pair(run: Run, make_weights: Maker, method: str) -> None:
     teacher = ("--teacher", "vgg8_cifar", "--teacher-weights", make_weights("vgg8_cifar"))

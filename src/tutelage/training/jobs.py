@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, UserError
+from tutelage.methods import create_method, method_names
 from tutelage.models.branches import branch_width
 from tutelage.models.network import Ask
 from tutelage.models.weights import read_state_dict
@@ -106,14 +107,36 @@ def mutual(
         settings: As for `distill`.
         reporter: As for `distill`.
         **flags: As for `distill`; ``method`` is ``hssakd`` unless given.
+
+    Raises:
+        UserError: The method trains one network alone; otherwise as for `distill`.
+        TutelageError: As for `distill`.
     """
     names = list(peers)
+    if flags.get("method") is not None:  # first, as other methods don't know method.networks either
+        check_mutual(flags["method"])
     if names and not isinstance(recipe, Recipe):
         listed = ", ".join(f"{{name: {name}}}" for name in names)
         settings = [f"peers=[{listed}]", f"method.networks={len(names) + 1}", *settings]
     if recipe is None and flags.get("method") is None:
         flags["method"] = "hssakd"
-    return _start("distill", recipe, out, settings, reporter, flags)
+    resolved = resolve_flags("distill", recipe, settings, flags)
+    check_mutual(resolved.method["name"])
+    return _start("distill", resolved, out, (), reporter, {})
+
+
+def check_mutual(method: str) -> None:
+    """Refuse a method that trains one network.
+
+    Raises:
+        UserError: It does.
+    """
+    if create_method(method).needs.students < 2:
+        several = [name for name in method_names() if create_method(name).needs.students > 1]
+        raise UserError(
+            f"method '{method}' trains one network; take one of networks that teach each other "
+            f"({', '.join(several)}), or use 'tutelage distill' or 'tutelage train'"
+        )
 
 
 def _start(
