@@ -68,6 +68,17 @@ def test_a_probe_keeps_what_is_not_its_own(run: Run, make_weights: Maker) -> Non
     assert Path("mine/recipe.yaml").read_text() == "{}"
 
 
+def test_imported_weights_overwrite_nothing_but_weights(run: Run, make_weights: Maker) -> None:
+    call = ("weights", "import", make_weights("resnet8_cifar"), "-o")
+    Path("package.json").write_text("{}")
+    run(*call, "package.safetensors").assert_refused(2, "package.json is there already")
+    assert Path("package.json").read_text() == "{}" and not Path("package.safetensors").exists()
+    Path("folder").mkdir()
+    run(*call, "folder").assert_refused(2, "folder is a folder; give the name of the file to write")
+    for _ in range(2):  # weights that were imported before may be imported anew
+        assert run(*call, "mine.safetensors").code == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

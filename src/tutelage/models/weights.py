@@ -166,13 +166,21 @@ def import_weights(
         published, hashes, licence. What is not known is None.
 
     Raises:
-        UserError: The file can't be taken, doesn't fit ``model``, or the normalisation is no such thing.
+        UserError: The file can't be taken, doesn't fit ``model``, the normalisation is no such thing, or
+            ``out`` is a folder or would take the sidecar's place from another JSON file.
         TutelageError: The result can't be written.
     """
     source, out = Path(source), named_path(out)
     _check_normalisation(mean, std)
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out} is the file that is read; choose another name to write to")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give the name of the file to write")
+    if sidecar_path(out).exists() and not out.exists():
+        raise UserError(
+            f"{sidecar_path(out)} is there already and would be overwritten by the facts about the weights; "
+            "choose another name"
+        )
     imported = read_state_dict(source, prefix)
     facts = _facts(imported, model)
     if mean is not None and std is not None:
