@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from tutelage.cli.console import number, print_json
+from tutelage.cli.console import facts, number, print_json, table
 
 from .conftest import TINY, Run
 
@@ -294,3 +295,14 @@ def test_training_from_other_weights_says_what_was_dropped(run: Run, make_weight
     assert done.code == 0 and sentence in " ".join(done.err.split()) and sentence in done.out
     assert sentence in json.loads(Path("run/run.json").read_text(encoding="utf-8"))["student"]["notes"][0]
     run(*TEACHER, weights, *TINY).assert_refused(2, "for 7 classes", "fine-tune it first", "--data shapes")
+
+
+def test_a_narrow_terminal_keeps_names_and_numbers_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(width=40, highlight=False, markup=False)
+    rows = [("tiny-imagenet", 1_281_167, None, "what it is in a few words"), ("stl10", None, 0.5, "less")]
+    table(console, ("name", "train images", "share", "what"), rows)
+    facts(console, [("hash", "0123456789abcdef" * 4)])
+    out = capsys.readouterr().out
+    assert "tiny-imagenet  " in out and " 1,281,167  " in out and "…" not in out
+    assert "".join(out.split("hash")[1].split()) == "0123456789abcdef" * 4
+    assert "what it is in" in out and console.width == 40

@@ -15,6 +15,8 @@ from rich.text import Text
 
 UNBOUNDED = 10_000
 """Columns of a stdout that is no terminal: programs that read lines want them whole."""
+PROSE = 12
+"""Columns of the terminal that a table's column of text gets at least."""
 
 
 def speaks() -> bool:
@@ -49,22 +51,36 @@ def facts(console: Console, pairs: Iterable[tuple[str, Any]]) -> None:
     grid = Table.grid(padding=(0, 2))
     for name, value in pairs:
         if value is not None:
-            grid.add_row(name, Text(str(value)))
+            grid.add_row(name, Text(str(value), overflow="fold"))
     console.print(grid)
 
 
 def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; columns that hold only numbers are set flush right."""
+    """Print a table; columns that hold only numbers are set flush right.
+
+    Names (the first column) and numbers stay whole. Where the terminal is too narrow for them, the table is
+    wider than it.
+    """
     cells = [tuple(row) for row in rows]
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    needed = 0
     for place, column in enumerate(columns):
         values = [row[place] for row in cells]
         known = [value for value in values if value is not None]
         numeric = bool(known) and all(isinstance(value, int | float) for value in known)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        whole = numeric or place == 0
+        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+        needed += 2 + (max(map(len, [column, *map(_cell, values)])) if whole else PROSE)
     for row in cells:
-        grid.add_row(*(Text("-" if value is None else number(value)) for value in row))
+        grid.add_row(*(Text(_cell(value)) for value in row))
+    offered = console.width
+    console.width = max(offered, needed)
     console.print(grid)
+    console.width = offered
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else number(value)
 
 
 def number(value: Any) -> str:
