@@ -23,6 +23,8 @@ Maker = Callable[..., Path]
         (("train", "--model", "resnet8_cifr"), "did you mean 'resnet8_cifar'"),
         (("train", "--model", "resnet8_cifar", "--data", "shaeps"), "did you mean 'shapes'"),
         (("train", "--recipe", "no/such"), "there is no recipe 'no/such'"),
+        (("train", "--recipe", "", "--model", "resnet8_cifar"), "there is no recipe ''"),
+        (("train", "--model", "resnet8_cifar", "--weights", ""), "can't read ."),
         (("train", "--recipe", "missing.yaml"), "there is no recipe file missing.yaml"),
         (("distill", "--student", "resnet8_cifar", "--method", "kdd"), "did you mean 'kd'"),
         (("show", "dkdd"), "did you mean 'dkd'"),
@@ -80,6 +82,13 @@ def test_wrong_command_lines(run: Run, arguments: tuple[str, ...], hint: str) ->
 )
 def test_wrong_settings(run: Run, setting: str, hint: str) -> None:
     run("train", "--model", "resnet8_cifar", *TINY, "--set", setting).assert_refused(2, hint)
+
+
+def test_a_missing_section_can_be_set_by_its_name(run: Run) -> None:
+    Path("recipe.yaml").write_text("data: shapes\nmethod: none\n")
+    call = ("doctor", "--recipe", "recipe.yaml", "--no-measure", "--json")
+    run(*call).assert_refused(2, "'student' is missing; set it with --set student=VALUE")
+    assert run(*call, "--set", "student=resnet8_cifar").json["networks"]["student"]["parameters"] == 78_042
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_demo_passes_its_flags_on_and_prints_the_table(run: Run, monkeypatch: py
     }
     seen: dict[str, Any] = {}
 
-    def job(out: Path | None, **settings: Any) -> dict[str, Any]:
+    def job(out: str | None, **settings: Any) -> dict[str, Any]:
         seen.update(settings, out=out)
         return {"rows": [row], "note": "So it is.", "page": "d/index.html", "seconds": 12.5}
 
@@ -247,7 +247,7 @@ def test_demo_passes_its_flags_on_and_prints_the_table(run: Run, monkeypatch: py
     for part in ("80.50 ± 0.25", "So it is.", "d/index.html"):
         assert part in result.out
     seen.pop("reporter")
-    assert seen == {"method": "dkd", "seeds": 2, "device": "cpu", "out": Path("d")}
+    assert seen == {"method": "dkd", "seeds": 2, "device": "cpu", "out": "d"}
     assert run("demo", "--json").json["rows"] == [row]
 
 

@@ -129,6 +129,8 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file is no JSON or can't be read.
     """
+    if not Path(path).name:  # of '' and '.' nothing can lie beside
+        return {}
     beside = sidecar_path(path)
     if not beside.exists():
         return {}

@@ -57,14 +57,14 @@ def resolve(
     Raises:
         UserError: See `reading.read_recipe`, `parse_setting` and `schema.validate`.
     """
-    values = with_sections(read_recipe(source)) if source else {}
+    values = {} if source is None else with_sections(read_recipe(source))
     for key, value in (flags or {}).items():
         if value is not None:
             apply(values, key.split("."), value)
     for text in settings:
         path, value = parse_setting(text)
         apply(values, path, value)
-    return validate(values)
+    return validate(with_sections(values))
 
 
 def dump(recipe: Recipe) -> str:

@@ -104,7 +104,7 @@ def resolve_evaluation(settings: Iterable[str], flags: dict[str, Any]) -> Recipe
     recipe = resolve_flags("train", None, settings, flags, whole=False)
     for path in (path for text in settings for path in _leaves(*parse_setting(text))):
         section, *rest = path
-        if not rest or rest[0] not in EVALUATED.get(section, ()):
+        if section not in EVALUATED or (rest and rest[0] not in EVALUATED[section]):
             raise UserError(
                 f"an evaluation doesn't use '{'.'.join(path)}'; leave it out (data.image_size, data.mean and "
                 "student.args.NAME are some that it uses)"
