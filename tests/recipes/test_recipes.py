@@ -31,6 +31,29 @@ def test_a_saved_recipe_reads_back_equal(tmp_path):
     assert again == recipe and again.hash() == recipe.hash()
 
 
+@pytest.mark.parametrize(
+    "text", ["1e5", "12e5", "5e-4", "-1E+3", "2.e3", "1.5e3", "off", "1:30", "1_000", "null", "~", "a: b"]
+)
+def test_words_that_look_like_values_read_back_as_words(tmp_path, text):
+    recipe = resolve(None, {**STUDENT, "note": text, "data.dir": text})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump(recipe))
+    assert resolve(str(path)) == recipe
+    assert yaml.safe_load(path.read_text())["data"]["dir"] == text
+
+
+def test_sections_can_be_set_by_their_name_alone(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("student: resnet8_cifar\nmethod: {name: dkd, beta: 2}\ndata: {batch_size: 8}\n")
+    settings = ["method=kd", "student=resnet20_cifar", "data=cifar10", "teacher=resnet56_cifar"]
+    recipe = resolve(str(path), settings=settings)
+    assert recipe.method["name"] == "kd" and "beta" not in recipe.method
+    assert (recipe.student.name, recipe.data.name) == ("resnet20_cifar", "cifar10")
+    assert recipe.teacher is not None and recipe.teacher.name == "resnet56_cifar"
+    assert recipe.data.batch_size == 8  # as with --data, the other settings stay
+    assert resolve(str(path), settings=["method=dkd"]).method["beta"] == 2
+
+
 def test_choosing_another_method_drops_the_former_ones_settings(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("student: {name: resnet8_cifar}\nmethod: {name: dkd, beta: 2}\n")
