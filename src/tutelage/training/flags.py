@@ -50,7 +50,9 @@ def resolve_flags(
     settings = list(settings)
     if isinstance(recipe, Recipe):
         if flags or settings:
-            raise UserError("a resolved recipe takes no further flags; change it before resolving")
+            raise UserError(
+                "a resolved recipe takes no further flags, settings or peers; give them when you resolve it"
+            )
         return recipe
     unknown = set(flags) - set(FLAGS)
     if unknown:

@@ -106,9 +106,12 @@ def mutual(
         settings: As for `distill`.
         reporter: As for `distill`.
         **flags: As for `distill`; ``method`` is ``hssakd`` unless given.
+
+    Raises:
+        UserError: As `distill`, or peers are named beside a resolved recipe, which has its own.
     """
     names = list(peers)
-    if names and not isinstance(recipe, Recipe):
+    if names:
         listed = ", ".join(f"{{name: {name}}}" for name in names)
         settings = [f"peers=[{listed}]", f"method.networks={len(names) + 1}", *settings]
     if recipe is None and flags.get("method") is None:
