@@ -11,6 +11,7 @@ from tutelage.models.weights import save_weights
 from tutelage.recipes import validate
 from tutelage.training.build import assemble
 from tutelage.training.hardware import pick_device
+from tutelage.training.loading import decoders
 from tutelage.training.preprocessing import Renormalise
 
 
@@ -98,6 +99,13 @@ def test_images_in_memory_are_resized_on_request():
     assert not torch.equal(
         next(closer.eval_batches("test", 4)).images, next(large.eval_batches("test", 4)).images
     )
+
+
+def test_decoding_processes_share_the_processors(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 48)
+    assert [decoders(wanted) for wanted in (0, 3, None)] == [0, 3, 16]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [decoders(wanted) for wanted in (0, 3, None)] == [0, 3, 6]
 
 
 def test_the_seed_decides_the_initial_weights():

@@ -171,7 +171,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes every string which `Loader`, or another reader of YAML, would take for a value."""
+    """Safe YAML that quotes every string which `Loader`, or another reader, would take for a value."""
 
 
 BOOL = "tag:yaml.org,2002:bool"

@@ -6,7 +6,6 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from tutelage.training.latency import latencies
 from tutelage.training.loading import load_data
 from tutelage.training.preprocessing import Resize
 from tutelage.training.progress import Reporter
+from tutelage.training.versions import versions
 
 PROGRAM, ONNX, CARD, REPORT = "model.pt2", "model.onnx", "README.md", "export.json"
 IMAGES = max(CHECKED)
@@ -128,7 +128,7 @@ def export(
             "images": origin,
             "networks": rows,
             "measured_on": hardware(torch.device("cpu")) if latency else None,
-            "versions": _versions(onnx),
+            "versions": versions(*(("onnx", "onnxruntime") if onnx else ())),
             "warnings": warnings,
         }
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
@@ -352,8 +352,3 @@ def push(folder: Path, repository: str, private: bool) -> str:
             "with 'hf auth login' and check the name"
         ) from error
     return str(made)
-
-
-def _versions(onnx: bool) -> dict[str, str]:
-    names = ["torch", "timm", *(["onnx", "onnxruntime"] if onnx else [])]
-    return {name: version(name) for name in names} | {"tutelage": tutelage.__version__}

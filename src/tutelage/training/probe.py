@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
-import platform
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import tutelage
 from tutelage.data import dataset_info
 from tutelage.errors import UserError
 from tutelage.files import write_json
@@ -33,6 +30,7 @@ from tutelage.training.probe_network import first_weights, frozen_network, own_s
 from tutelage.training.probe_training import fit_lbfgs, summary, train_sgd
 from tutelage.training.progress import Reporter
 from tutelage.training.starting import RUNS_FOLDER
+from tutelage.training.versions import versions
 
 FORMAT = 1
 RECORD, CLASSIFIER = "probe.json", "classifier.safetensors"
@@ -217,8 +215,7 @@ def _run(
         "summary": summary(trained),
         "metrics": trained.metrics,
         "hardware": hardware(device),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"tutelage": tutelage.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "seconds": round(time.perf_counter() - began, 1),
     }
     noted = {
