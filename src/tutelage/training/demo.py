@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
+from tutelage.files import check_new_folder
 from tutelage.methods import create_method, method_class
 from tutelage.runs import as_dicts, gain, summarise, write_page
 from tutelage.runs.tables import Gain, Row, spread
 from tutelage.training.jobs import distill, mutual, train
 from tutelage.training.progress import Reporter
-from tutelage.training.starting import RUNS_FOLDER
+from tutelage.training.starting import numbered_folder
 
 TEACHER, STUDENT = "demo/teacher", "demo/student"
 """The bundled recipes."""
@@ -126,15 +127,10 @@ def new_folder(out: str | Path | None) -> Path:
     Raises:
         UserError: ``out`` is a file or holds something already.
     """
-    if out is not None:
-        folder = Path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is taken; choose an empty or new folder for --out")
-        return folder
-    folder, number = RUNS_FOLDER / "demo", 2
-    while folder.exists():
-        folder, number = RUNS_FOLDER / f"demo-{number}", number + 1
-    return folder
+    if out is None:
+        return numbered_folder("demo")
+    check_new_folder(Path(out))
+    return Path(out)
 
 
 def teacher_facts(run: dict[str, Any]) -> dict[str, Any]:

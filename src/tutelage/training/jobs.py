@@ -38,7 +38,7 @@ from tutelage.training.networks import build_network
 from tutelage.training.preprocessing import normalisation, sidecar_of
 from tutelage.training.progress import Reporter
 from tutelage.training.shown import own_wish, shown
-from tutelage.training.starting import accuracy_warning, claim, starting_facts
+from tutelage.training.starting import accuracy_warning, claim, default_folder, starting_facts
 from tutelage.training.stopping import Interrupted
 
 IN_SUMMARY = ("epoch", "train", "val", "test", "peers", "ema_test", "ema_val")
@@ -139,6 +139,8 @@ def _start(
             reporter.say(f"going on with {folder} after a restart")
             return _fit(resolved, parts, open_run(folder), reporter)
         facts = starting_facts(resolved, parts, reporter)
+        if out is None:
+            folder = from_writer(lambda: default_folder(resolved))
         run = RunFolder.create(folder, dump(resolved), facts) if is_writer() else Onlooker(folder)
         return _fit(resolved, parts, run, reporter)
 

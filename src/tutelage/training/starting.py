@@ -6,6 +6,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+from tutelage.errors import TutelageError
 from tutelage.recipes import Recipe, resolve
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import Parts
@@ -28,11 +29,16 @@ def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
     It has where ``torchrun`` started the processes again after one of them failed, and the folder they were
     told to write to holds a run of the same recipe.
 
+    Args:
+        out: The folder asked for. None checks ``runs/``, where the run makes its `default_folder` once it
+            can begin: one that is refused leaves none behind.
+        recipe: Of the run.
+
     Raises:
         UserError: The folder holds another run, or one that nobody restarted.
         TutelageError: It can't be written.
     """
-    folder = Path(out) if out is not None else default_folder(recipe)
+    folder = Path(out) if out is not None else RUNS_FOLDER
     run = RunFolder(folder)
     if restarted() and run.facts_file.exists() and resolve(str(run.recipe)).hash() == recipe.hash():
         return folder, True
@@ -41,12 +47,34 @@ def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """A new folder name under ``runs/``: student, method, dataset and seed, numbered when taken."""
-    stem = f"{recipe.student.name}-{recipe.method['name']}-{recipe.data.name}-s{recipe.seed}"
+    """A new folder under ``runs/``: student, method, dataset and seed; see `numbered_folder`."""
+    return numbered_folder(
+        f"{recipe.student.name}-{recipe.method['name']}-{recipe.data.name}-s{recipe.seed}"
+    )
+
+
+def numbered_folder(stem: str) -> Path:
+    """Make a new folder under ``runs/``, numbered when taken.
+
+    Making it is what takes it: of two runs that begin at the same moment, each gets its own.
+
+    Args:
+        stem: Its name without the number.
+
+    Raises:
+        TutelageError: It can't be made.
+    """
     folder, number = RUNS_FOLDER / stem, 2
-    while folder.exists():
-        folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
+        except OSError as error:
+            raise TutelageError(
+                f"can't make {folder}: {error.strerror or error}; name another folder with --out"
+            ) from error
 
 
 def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str, Any]:
