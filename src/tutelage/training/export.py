@@ -77,7 +77,7 @@ def export(
         run: Folder of the run whose student is exported; None takes ``weights``.
         out: The folder to make; it must not exist or be empty.
         best: Take the run's best epoch instead of the last.
-        ema: Take the moving average of the weights.
+        ema: Take the moving average of the weights; with ``best`` that of its own best epoch.
         model: The network of ``weights``; None takes the name noted beside them.
         weights: A weights file, instead of a run.
         teacher: Network to compare size and speed with; None takes the run's.
@@ -149,14 +149,13 @@ def _source(
     data_dir: str | Path | None,
 ) -> Source:
     """The network that the request names."""
-    if best and ema:
-        raise UserError("--best and --ema name different weights; give one of them")
     named = [f"--{name}" for name, value in given.items() if value is not None]
     if run is not None:
         if named or settings:
             flag = (named or ["--set"])[0]
             raise UserError(f"{flag} goes with --weights; a run knows its network and its data")
-        return from_run(Path(run), "ema" if ema else "best" if best else "last")
+        which = "_".join(name for name, wanted in (("ema", ema), ("best", best)) if wanted)
+        return from_run(Path(run), which or "last")
     if best or ema:
         raise UserError(f"--{'best' if best else 'ema'} chooses among a run's weights; give --run FOLDER")
     if given["weights"] is None:

@@ -48,9 +48,7 @@ def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
 
 def default_folder(recipe: Recipe) -> Path:
     """A new folder under ``runs/``: student, method, dataset and seed; see `numbered_folder`."""
-    return numbered_folder(
-        f"{recipe.student.name}-{recipe.method['name']}-{recipe.data.name}-s{recipe.seed}"
-    )
+    return numbered_folder(f"{recipe.student.name}-{recipe.method['name']}-{recipe.data.name}-s{recipe.seed}")
 
 
 def numbered_folder(stem: str) -> Path:
