@@ -61,12 +61,36 @@ def test_choosing_another_method_drops_the_former_ones_settings(tmp_path):
     assert resolve(str(path), {"method.name": "dkd"}).method["beta"] == 2
 
 
-def test_the_hash_is_of_what_determines_the_result():
-    def hashed(*settings):
-        return resolve(None, STUDENT, settings).hash()
+def hashed(*settings, method="none"):
+    return resolve(None, {**STUDENT, "method.name": method}, settings).hash()
 
-    assert hashed() == hashed("data.dir=elsewhere", "runtime.device=cpu", "note=hello")
-    assert len({hashed(), hashed("seed=1"), hashed("optimiser.lr=0.1"), hashed("schedule.epochs=7")}) == 4
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("note=hello", "data.dir=elsewhere", "data.download=true", "data.eval_batch_size=10"),
+        *("runtime.device=cpu", "runtime.workers=1", "runtime.threads=1", "runtime.checkpoint_steps=5"),
+        *("runtime.tensorboard=false", "runtime.reuse_stages=false", "runtime.teacher_answers=off"),
+        "runtime.cache_gib=1",
+    ],
+)
+def test_what_does_not_determine_the_result_is_not_in_the_hash(setting):
+    assert hashed() == hashed(setting)
+
+
+def test_the_hash_is_of_what_determines_the_result():
+    different = ["seed=1", "optimiser.lr=0.1", "schedule.epochs=7", "runtime.amp=bf16", "data.batch_size=8"]
+    assert len({hashed(), *map(hashed, different)}) == 1 + len(different)
+
+
+@pytest.mark.parametrize("part", ["student: {name: a, ", "teacher: {name: a, ", "peers: [{name: a, "])
+def test_whether_there_are_weights_is_in_the_hash_and_where_they_lie_is_not(part):
+    def with_weights(value):
+        given = yaml.safe_load(f"{part}weights: {value}" + ("}]" if "[" in part else "}"))
+        return validate({"student": {"name": "a"}, "method": {"name": "hssakd"}, **given}).hash()
+
+    assert with_weights("/here/x.safetensors") == with_weights("/there/y.safetensors")
+    assert with_weights("/here/x.safetensors") != with_weights("null")
 
 
 @pytest.mark.parametrize(

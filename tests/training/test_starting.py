@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import tutelage
+from killing import Killed, killed_after
+from toys import BRIEF_RUN
 from tutelage.errors import TutelageError, UserError
 from tutelage.recipes import resolve
 from tutelage.training.starting import default_folder
@@ -38,3 +40,20 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path, monkeypatch: pyt
     recipe = resolve(None, {"student.name": "resnet8_cifar"})
     with pytest.raises(TutelageError, match=r"can't make runs/.*name another folder with --out"):
         default_folder(recipe)
+
+
+def test_how_a_run_is_computed_may_change_when_it_is_resumed(tmp_path: Path) -> None:
+    out, settings = tmp_path / "run", [*BRIEF_RUN, "schedule.epochs=2", "runtime.checkpoint_steps=1"]
+    with killed_after(2, saved=True), pytest.raises(Killed):
+        tutelage.train(model="resnet8_cifar", data="shapes", out=out, settings=settings)
+    recipe = out / "recipe.yaml"
+    text = recipe.read_text()
+    for old, new in (
+        ("checkpoint_steps: 1", "checkpoint_steps: null"),
+        ("workers: null", "workers: 0"),
+        ("eval_batch_size: 100", "eval_batch_size: 50"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
+    assert tutelage.resume(out)["status"] == "finished"

@@ -226,6 +226,22 @@ class RuntimeRecipe(Section):
     tensorboard: bool = Field(True, description="Write TensorBoard events.")
 
 
+UNDECISIVE: dict[str, set[str]] = {
+    "data": {"dir", "download", "eval_batch_size"},
+    "runtime": {
+        "device",
+        "workers",
+        "reuse_stages",
+        "teacher_answers",
+        "cache_gib",
+        "threads",
+        "checkpoint_steps",
+        "tensorboard",
+    },
+}
+"""Settings by section that decide how and where a run is computed, and change no more than rounding."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -269,19 +285,16 @@ class Recipe(Section):
         return {key: value for key, value in self.method.items() if key != "name"}
 
     def hash(self) -> str:
-        """Twelve hex digits of what determines the result: all but folders, device, the note, and
-        where the teacher's answers come from."""
-        content = self.model_dump(
-            mode="json",
-            exclude={
-                "note": True,
-                "data": {"dir", "download"},
-                "runtime": {"device", "teacher_answers", "cache_gib"},
-            },
-        )
-        for role in ("student", "teacher"):
-            if content[role]:
-                content[role].pop("weights")
+        """Twelve hex digits of what determines the result up to rounding.
+
+        That is all but the note, folders, and what only decides how the work is done (`UNDECISIVE`), so that
+        these may differ when a run is resumed. Of a network's weights it counts whether there are any; which
+        ones they are stands in the run's record, wherever the file lies.
+        """
+        content = self.model_dump(mode="json", exclude={"note": True, **UNDECISIVE})
+        for part in (content["student"], content["teacher"], *content["peers"]):
+            if part is not None:
+                part["weights"] = part["weights"] is not None
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
