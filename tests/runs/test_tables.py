@@ -12,9 +12,13 @@ import pytest
 from rich.console import Console
 
 from tutelage.errors import UserError
+from tutelage.recipes import resolve
+from tutelage.recipes.schema import UNDECISIVE
 from tutelage.runs import RunFolder, as_dicts, as_markdown, as_table, gain, summarise
+from tutelage.runs.results import NOT_LEARNT
 
 MakeRun = Callable[..., Path]
+RECIPE = resolve(None, {"student.name": "resnet8_cifar"})
 ALONE, TAUGHT = (81.25, 79.5, 84.0), (90.5, 92.25, 91.0)
 
 
@@ -108,6 +112,40 @@ def test_another_teacher_makes_a_row_of_its_own(make_run: MakeRun) -> None:
     rows = summarise([make_run("a"), make_run("b", seed=1, facts={"teacher": other})])
     assert [row.teacher_top1 for row in rows] == [98.875, 50.0]
     assert rows[1].variant == 'teacher.weights="other"'
+
+
+def test_seeds_of_one_weights_file_are_one_row_whatever_their_classifiers(make_run: MakeRun) -> None:
+    def started(name: str, seed: int, origin: str) -> Path:
+        network = {"name": "resnet8_cifar", "parameters": 1, "macs": 1}
+        own = {**network, "weights_hash": f"with the head of seed {seed}", "origin_hash": origin}
+        recipe = {"student": {"name": "resnet8_cifar", "weights": f"/of/{name}/s.safetensors"}}
+        return make_run(name, seed=seed, recipe=recipe, facts={"student": own})
+
+    rows = summarise([started("a", 0, "one"), started("b", 1, "one"), started("c", 2, "two")])
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+    assert rows[1].variant == 'student.weights="two"'
+
+
+def test_peers_count_by_their_weights_and_not_by_their_folders(make_run: MakeRun) -> None:
+    def taught(name: str, seed: int, origin: str) -> Path:
+        peers = [{"name": "vgg8_cifar", "weights": file} for file in (None, f"/of/{name}.pth")]
+        facts = [{"weights_hash": f"fresh {seed}"}, {"weights_hash": "any", "origin_hash": origin}]
+        return make_run(name, seed=seed, recipe={"peers": peers}, facts={"peers": facts})
+
+    rows = summarise([taught("a", 0, "one"), taught("b", 1, "one"), taught("c", 2, "two")])
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+
+
+def test_settings_that_teach_nothing_make_no_rows(make_run: MakeRun) -> None:
+    assert {section: set(names) for section, names in NOT_LEARNT.items()} == UNDECISIVE
+    for section, names in NOT_LEARNT.items():
+        assert names and set(names) <= type(getattr(RECIPE, section)).model_fields.keys()
+
+    def run(seed: int) -> Path:
+        recipe = {part: {name: f"{name} {seed}" for name in names} for part, names in NOT_LEARNT.items()}
+        return make_run(f"run{seed}", seed=seed, recipe=recipe)
+
+    assert [row.seeds for row in summarise([run(0), run(1)])] == [(0, 1)]
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])

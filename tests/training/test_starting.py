@@ -6,12 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 import tutelage
 from killing import Killed, killed_after
-from toys import BRIEF_RUN
+from toys import BRIEF_RUN, saved_network
 from tutelage.errors import TutelageError, UserError
+from tutelage.models.fingerprint import weights_hash
+from tutelage.models.weights import read_state_dict
 from tutelage.recipes import resolve
+from tutelage.runs import RunFolder, summarise
+from tutelage.training.networks import origin_hash
 from tutelage.training.starting import default_folder
 
 
@@ -57,3 +62,26 @@ def test_how_a_run_is_computed_may_change_when_it_is_resumed(tmp_path: Path) -> 
         text = text.replace(old, new)
     recipe.write_text(text)
     assert tutelage.resume(out)["status"] == "finished"
+
+
+def test_seeds_that_begin_with_a_new_classifier_share_what_they_came_from(tmp_path: Path) -> None:
+    weights = saved_network(tmp_path, "resnet8_cifar")
+    runs = [tmp_path / f"run{seed}" for seed in (0, 1)]
+    for seed, out in enumerate(runs):
+        settings = [*BRIEF_RUN, "schedule.epochs=1", f"runtime.workers={seed}"]
+        flags = {"model": "resnet8_cifar", "weights": weights, "reset_head": True, "seed": seed}
+        tutelage.train(data="digits", out=out, settings=settings, **flags)
+    facts = [RunFolder.open(out).facts()["student"] for out in runs]
+    assert facts[0]["weights_hash"] != facts[1]["weights_hash"]
+    assert facts[0]["origin_hash"] == facts[1]["origin_hash"] == weights_hash(read_state_dict(weights).state)
+    (row,) = summarise(runs)
+    assert row.seeds == (0, 1)
+
+
+def test_the_origin_of_weights_includes_the_branches_that_are_used() -> None:
+    state, branches = {"fc.weight": torch.zeros(2, 2)}, {"0.head.weight": torch.ones(2, 2)}
+    assert origin_hash(state, {}) == weights_hash(state)
+    assert origin_hash(state, branches) not in (
+        weights_hash(state),
+        origin_hash(state, {name: 2 * value for name, value in branches.items()}),
+    )

@@ -12,8 +12,20 @@ import yaml
 from tutelage.errors import UserError
 from tutelage.runs.record import FORMAT, RunFolder
 
-NOT_LEARNT = ("device", "threads", "checkpoint_steps", "tensorboard")
-"""Settings under ``runtime`` that leave what is learnt as it is."""
+NOT_LEARNT: dict[str, tuple[str, ...]] = {
+    "data": ("dir", "download", "eval_batch_size"),
+    "runtime": (
+        "device",
+        "workers",
+        "reuse_stages",
+        "teacher_answers",
+        "cache_gib",
+        "threads",
+        "checkpoint_steps",
+        "tensorboard",
+    ),
+}
+"""Settings by section that leave what is learnt as it is; a recipe's hash leaves out the same."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,10 @@ def _result(run: RunFolder, facts: dict[str, Any]) -> Result:
 
 
 def _settings(run: RunFolder, facts: dict[str, Any]) -> dict[str, str]:
-    """The recipe without what may differ among seeds, and the facts that a recipe leaves to the machine."""
+    """The recipe without what may differ among seeds, and the facts that a recipe leaves to the machine.
+
+    Folders move: weights count by their hash.
+    """
     try:
         recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -110,14 +125,26 @@ def _settings(run: RunFolder, facts: dict[str, Any]) -> dict[str, str]:
     if not isinstance(recipe, dict):
         raise UserError(f"{run.recipe} holds no recipe; restore it or leave the run out")
     recipe = _without(recipe, "seed", "note")
-    recipe["data"] = _without(recipe.get("data"), "dir", "download")
-    recipe["runtime"] = {**_without(recipe.get("runtime"), *NOT_LEARNT), "amp": facts["amp"]}
+    for section, names in NOT_LEARNT.items():
+        recipe[section] = _without(recipe.get(section), *names)
+    recipe["runtime"]["amp"] = facts["amp"]
     recipe["normalisation"] = facts["normalisation"]
-    # Folders move: the weights themselves count. Those of a fresh student follow from its seed.
     for role in ("student", "teacher"):
-        if (recipe.get(role) or {}).get("weights") is not None:
-            recipe[role] = {**recipe[role], "weights": facts[role]["weights_hash"]}
+        recipe[role] = _identified(recipe.get(role), facts[role])
+    peers, known = recipe.get("peers") or [], facts.get("peers") or []
+    recipe["peers"] = [_identified(part, own) for part, own in zip(peers, known[: len(peers)], strict=True)]
     return _flat(recipe)
+
+
+def _identified(part: dict[str, Any] | None, facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A network's part of the recipe with the hash of its weights in the place of their path.
+
+    Those of a fresh network follow from the seed and are left out. Runs of earlier versions have noted only
+    what the network made of its weights, which is the same unless its classifier was new.
+    """
+    if part is None or facts is None or part.get("weights") is None:
+        return part
+    return {**part, "weights": facts.get("origin_hash") or facts["weights_hash"]}
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, str]:
