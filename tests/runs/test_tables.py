@@ -83,6 +83,29 @@ def test_a_key_that_only_one_protocol_has_differs_too(make_run: MakeRun) -> None
         summarise([make_run("a"), make_run("b", seed=1, protocol={"resolution": 64})])
 
 
+def test_other_test_images_of_the_same_name_are_another_protocol(make_run: MakeRun) -> None:
+    one, other = (make_run(d, seed=s, protocol={"test_digest": d}) for s, d in enumerate("ab"))
+    with pytest.raises(UserError, match="test_digest a and b"):
+        summarise([one, other])
+    early = make_run("early", seed=2)  # of a version that didn't note it
+    assert [row.seeds for row in summarise([early, one])] == [(0, 2)]
+    with pytest.raises(UserError, match="test_digest a and b"):
+        summarise([early, one, other])
+
+
+def test_other_training_images_of_the_same_name_make_a_row_of_their_own(make_run: MakeRun) -> None:
+    one, two, other = (
+        make_run(f"run{seed}", seed=seed, facts={"train_digest": digest}) for seed, digest in enumerate("aab")
+    )
+    rows = summarise([one, other, two])
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+    assert [row.variant for row in rows] == ['train_digest="a"', 'train_digest="b"']
+    early = make_run("early", seed=3)
+    assert [row.seeds for row in summarise([early, one, other])] == [(0, 3), (2,)]
+    slower = make_run("slower", settings={"temperature": 2.0})
+    assert [row.variant for row in summarise([one, slower])] == ["temperature=unset", "temperature=2.0"]
+
+
 def test_the_same_seed_twice_is_refused(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="same seed 4"):
         summarise([make_run("a", seed=4), make_run("b", seed=3), make_run("c", seed=4)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 import tutelage
 from killing import Killed, killed_after
-from toys import BRIEF_RUN, saved_network
+from toys import BRIEF_RUN, draw_folders, draw_image, saved_network
 from tutelage.errors import TutelageError, UserError
 from tutelage.models.fingerprint import weights_hash
 from tutelage.models.weights import read_state_dict
@@ -85,3 +87,29 @@ def test_the_origin_of_weights_includes_the_branches_that_are_used() -> None:
         weights_hash(state),
         origin_hash(state, {name: 2 * value for name, value in branches.items()}),
     )
+
+
+def test_folders_of_one_name_with_other_images_are_not_averaged(tmp_path: Path) -> None:
+    """Their files and labels have the same names and numbers; the folder of the third run is a copy."""
+    folders = [draw_folders(tmp_path / "one"), draw_folders(tmp_path / "other"), tmp_path / "copy"]
+    for split, end in product(("train", "val"), ("JPEG", "png")):
+        for seed, path in enumerate((folders[1] / split).rglob(f"*.{end}")):
+            draw_image(path, 1000 + seed)
+    shutil.copytree(folders[0], folders[2])
+    settings = [*BRIEF_RUN, *("data.few_ratio=1", "data.image_size=32", "schedule.epochs=1")]
+    for seed, folder in enumerate(folders):
+        tutelage.train(
+            model="resnet8_cifar",
+            data="folder",
+            data_dir=folder,
+            seed=seed,
+            settings=[*settings, "runtime.workers=0"],
+            out=tmp_path / f"run{seed}",
+        )
+    one, other, copy = (tmp_path / f"run{seed}" for seed in range(3))
+    facts = [RunFolder.open(run).facts() for run in (one, other, copy)]
+    assert facts[0]["train_digest"] == facts[2]["train_digest"] != facts[1]["train_digest"]
+    with pytest.raises(UserError, match=r"different protocols .*test_digest"):
+        summarise([one, other])
+    (row,) = summarise([one, copy])
+    assert row.seeds == (0, 2)

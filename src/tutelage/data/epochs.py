@@ -131,6 +131,14 @@ class ImageData(ABC):
         """Number of images in a split; 0 where it does not exist."""
 
     @abstractmethod
+    def digest(self, split: str) -> str:
+        """What tells a split from others: of its labels and some of its images, wherever they are stored.
+
+        Raises:
+            UserError: There is no such split.
+        """
+
+    @abstractmethod
     def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw ways to cut images, `[count]` int64 in 0..crop_count - 1, on the CPU."""
 

@@ -13,10 +13,11 @@ from tutelage.data.batch import Batch
 from tutelage.data.catalog import Triple
 from tutelage.data.crops import VIEWS, ResizedCrop
 from tutelage.data.decoding import Decoder, Loaded, Place
+from tutelage.data.digests import digest, sampled
 from tutelage.data.epochs import ImageData, check_batch_size, check_indices
 from tutelage.data.finish import Erasing, Finish, Policy
 from tutelage.data.mixing import Mix
-from tutelage.data.sources import StoredImages
+from tutelage.data.sources import Source, StoredImages
 from tutelage.errors import TutelageError
 
 TOLERATED = 0.001
@@ -103,6 +104,12 @@ class StreamData(ImageData):
         """See `ImageData`."""
         return len(self.splits[split]) if split in self.splits else 0
 
+    def digest(self, split: str) -> str:
+        """See `ImageData`; of the encoded images, and nothing of one that can't be read."""
+        self.check_split(split)
+        source = self.splits[split]
+        return digest(source.labels, (_content(source, row) for row in sampled(len(source)).tolist()))
+
     def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """See `ImageData`."""
         if not self._augment:
@@ -162,6 +169,14 @@ class StreamData(ImageData):
                 f"{len(self.unreadable)} of {total} image files can't be read, {min(self.unreadable)} among "
                 "them; replace or remove them"
             )
+
+
+def _content(source: Source, row: int) -> bytes:
+    try:
+        with source.open(row) as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _places(split: str, rows: Tensor, views: Tensor) -> list[Place]:

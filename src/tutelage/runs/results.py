@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ NOT_LEARNT: dict[str, tuple[str, ...]] = {
     ),
 }
 """Settings by section that leave what is learnt as it is; a recipe's hash leaves out the same."""
+
+NOTED_LATER = ("test_digest", "train_digest")
+"""What tells datasets of one name apart; unknown of runs of earlier versions, which don't note it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,13 @@ def read_result(path: str | Path) -> Result:
         ) from error
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys in which two protocols, or the settings of two runs, differ; what one doesn't know makes none."""
+    unknown = {key for key in NOTED_LATER if key not in one or key not in other}
+    keys = dict.fromkeys([*one, *other])
+    return [key for key in keys if key not in unknown and one.get(key) != other.get(key)]
+
+
 def _result(run: RunFolder, facts: dict[str, Any]) -> Result:
     student, teacher, summary = facts["student"], facts["teacher"], facts["summary"]
     best = summary["best"]
@@ -129,6 +140,8 @@ def _settings(run: RunFolder, facts: dict[str, Any]) -> dict[str, str]:
         recipe[section] = _without(recipe.get(section), *names)
     recipe["runtime"]["amp"] = facts["amp"]
     recipe["normalisation"] = facts["normalisation"]
+    if "train_digest" in facts:
+        recipe["train_digest"] = facts["train_digest"]
     for role in ("student", "teacher"):
         recipe[role] = _identified(recipe.get(role), facts[role])
     peers, known = recipe.get("peers") or [], facts.get("peers") or []

@@ -20,6 +20,9 @@ from tutelage.training.networks import build_network, student_recipes
 from tutelage.training.optimisers import create_optimiser
 from tutelage.training.preprocessing import RGB, normalisation, sidecar_of
 
+IN_PROTOCOL = {"crop_share", "repeats", "test_split"}
+"""Settings of the data that belong to the protocol where they are not the defaults."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -153,9 +156,10 @@ def protocol(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         "train_images": data.train_size,
         "val_images": data.size("val"),
         "test_images": data.size("test"),
+        "test_digest": data.digest("test"),
         "image_size": list(image_size(data)),
         "epochs": recipe.schedule.epochs,
-        **recipe.data.model_dump(include={"crop_share", "repeats"}, exclude_defaults=True),
+        **recipe.data.model_dump(include=IN_PROTOCOL, exclude_defaults=True),
         **({"student_image_size": recipe.student.image_size} if recipe.student.image_size else {}),
         **({"processes": world()} if world() > 1 else {}),
     }

@@ -99,6 +99,7 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
         "seed": recipe.seed,
         "recipe_hash": recipe.hash(),
         "protocol": parts.protocol,
+        "train_digest": parts.data.digest("train"),
         "normalisation": {"mean": list(parts.normalisation[0]), "std": list(parts.normalisation[1])},
         "student": network_facts(recipe.student, parts.nets.student, size),
         "peers": [
