@@ -104,6 +104,7 @@ def test_every_method_can_be_shown(method: str) -> None:
         ({"seeds": 1}, "2 or more"),
         ({"out": "taken"}, "taken has something in it already"),
         ({"out": "student.yaml"}, "student.yaml is a file"),
+        ({"device": "gpu"}, "'gpu' is no device name"),
     ],
 )
 def test_what_the_demo_cannot_show_is_refused_before_it_begins(settings: dict, sentence: str) -> None:
@@ -113,6 +114,14 @@ def test_what_the_demo_cannot_show_is_refused_before_it_begins(settings: dict, s
     with pytest.raises(UserError, match=sentence):
         demo(**{"device": "cpu", **settings})
     assert sorted(Path().rglob("*")) == before
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        demo(device="cpu")
+    assert not Path("runs").exists()
 
 
 def test_the_default_folder_is_numbered_when_taken() -> None:
