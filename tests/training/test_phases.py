@@ -141,6 +141,25 @@ def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged):
     assert without_times(out) == without_times(tmp_path / "whole")
 
 
+def test_a_run_whose_phases_are_all_over_resumes_to_itself(tmp_path, teacher, staged, monkeypatch):
+    out, update = tmp_path / "run", RunFolder.update
+
+    def killed_at_the_end(self: RunFolder, **changes: Any) -> None:
+        if changes.get("status") == "finished":
+            raise Killed
+        update(self, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "update", killed_at_the_end)
+        with pytest.raises(Killed):
+            run(out, teacher)
+    weights, lines = load_file(out / "student.safetensors"), without_times(out)
+    finished = tutelage.resume(out)
+    assert finished["status"] == "finished" and len(lines) == 4
+    assert tutelage.resume(out) == finished
+    assert same(load_file(out / "student.safetensors"), weights) and without_times(out) == lines
+
+
 def phases_of(out: Path) -> list[str]:
     return [line["phase"] for line in RunFolder(out).metrics()]
 

@@ -177,6 +177,8 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
     trainer = Trainer(recipe, parts.nets, parts.method, parts.data, run, reporter, sidecar)
     if from_writer(run.state.exists):  # else the run stopped before its first checkpoint and begins again
         trainer.load()
+        if trainer.over and from_writer(lambda: run.facts()["status"]) == "finished":
+            return {"out": str(run.path), **run.facts()}  # nothing is trained, so nothing new is recorded
     else:
         run.keep_metrics(0)
     began = time.perf_counter()
@@ -193,7 +195,7 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
     run.update(
         status="finished",
         reason=None,
-        compiled=trainer.compiled and trainer.compile_note is None,
+        compiled=run.facts().get("compiled", False),
         summary={
             "last": {key: last[key] for key in IN_SUMMARY if key in last},
             "best": {"note": f"best epoch by {recipe.selection} on {trainer.best['by']}", **trainer.best},

@@ -94,7 +94,6 @@ class Trainer:
         self.meter = Meter(self.device)
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
-        self.compile_note: str | None = None
         self.stop = StopSignals()
         self._begin_phase()
 
@@ -114,7 +113,7 @@ class Trainer:
         self.reporter.start(total, self._epochs_done() * self.steps_per_epoch + self.step)
         try:
             with self.stop.listening():
-                while self.phase < len(self.phases):
+                while not self.over:
                     if self._taken_over():
                         continue
                     events.write(self._run_epoch(), self._epochs_done() - 1)
@@ -124,11 +123,16 @@ class Trainer:
         wait_for_all()  # for the writer's last line
         return self.run.metrics()[-1]
 
+    @property
+    def over(self) -> bool:
+        """Whether all phases are done."""
+        return self.phase == len(self.phases)
+
     # -- one phase, one epoch, one step -------------------------------------------------------------
 
     def _begin_phase(self) -> None:
         """Make the step and the optimiser of the current phase; nothing is carried over but the weights."""
-        if self.phase == len(self.phases):
+        if self.over:
             return
         phase = self.phases[self.phase]
         with_students = phase.trains == "student"
@@ -218,7 +222,6 @@ class Trainer:
         self.reporter.say("compiling the step and comparing its gradients with the eager ones ...")
         self.call, why_not = compiled_or_eager(self.module, batch, clock, taught)
         self.compiled = True
-        self.compile_note = why_not
         if why_not:
             self.reporter.warn(f"{why_not}; going on without compiling")
         self.run.update(compiled=why_not is None, compile_note=why_not)
@@ -341,7 +344,8 @@ class Trainer:
         own = state["own"][rank()]
         for name, part in self._parts().items():
             part.load_state_dict({**state[name], **own["buffers"][name]})
-        self.optimiser.load_state_dict(state["optimiser"])
+        if not self.over:  # after the last one the saved optimiser has nothing left to do
+            self.optimiser.load_state_dict(state["optimiser"])
         restore_random_state(own["random"], self.generator)
         self.meter.restore(own["meter"])
         self.best, self.seconds = state["best"], state["seconds"]
