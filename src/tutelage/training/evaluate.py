@@ -13,12 +13,13 @@ from tutelage.data.batch import Batch
 from tutelage.data.views import rotate_batch
 from tutelage.models.network import Outputs
 from tutelage.training.distributed import from_all
+from tutelage.training.hardware import exact_float32
 from tutelage.training.metrics import branch_correct, topk_correct
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], rotations: int = 0) -> dict[str, Any]:
-    """Evaluate ``model`` (images [B, 3, H, W] -> logits [B, C]) in eval mode and float32.
+    """Evaluate ``model`` (images [B, 3, H, W] -> logits [B, C]) in eval mode and float32 (no TF32).
 
     Args:
         model: A network or a plain timm model; its training mode is put back afterwards.
@@ -38,7 +39,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], rotations: int = 0) -> 
     model.eval()
     sums: Tensor | None = None
     for batch in batches:
-        output = model((rotate_batch(batch) if rotations > 1 else batch).images)
+        with exact_float32(batch.images.device):
+            output = model((rotate_batch(batch) if rotations > 1 else batch).images)
         logits = output.logits[:: max(rotations, 1)] if isinstance(output, Outputs) else output
         loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum").double()
         counts = [topk_correct(logits, batch.targets)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,13 +38,51 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_up_torch(recipe: Recipe) -> None:
-    """Threads, determinism and matrix precision for this process."""
+    """Threads, determinism and cuDNN's choice of algorithms for this process.
+
+    The precision of float32 products stays as PyTorch has it: on CUDA convolutions may compute in TF32, which
+    training can do with. What has to be exact runs under `exact_float32`.
+    """
     if recipe.runtime.threads is not None:
         torch.set_num_threads(recipe.runtime.threads)
     if recipe.runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(recipe.runtime.deterministic)
     torch.backends.cudnn.benchmark = not recipe.runtime.deterministic
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Let float32 convolutions and matrix products be float32 while the block runs.
+
+    PyTorch lets cuDNN round their factors to TF32, 10 bits of mantissa, unless it is told not to. No other
+    setting is touched, and on a CPU none at all.
+
+    Args:
+        device: Where the block computes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    if hasattr(torch.backends.cudnn, "conv"):  # one setting a kind of operation, since PyTorch 2.9
+        kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        before = [kind.fp32_precision for kind in kinds]
+        try:
+            for kind in kinds:
+                kind.fp32_precision = "ieee"
+            yield
+        finally:
+            for kind, precision in zip(kinds, before, strict=True):
+                kind.fp32_precision = precision
+        return
+    allowed, precision = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.set_float32_matmul_precision(precision)
 
 
 def amp_type(recipe: Recipe, device: torch.device) -> torch.dtype | None:

@@ -14,6 +14,7 @@ from tutelage.data.batch import Batch
 from tutelage.methods import Clock, Method, Networks, Outs, teacher_of
 from tutelage.models.network import Network, Outputs
 from tutelage.training.distributed import from_all, world
+from tutelage.training.hardware import exact_float32
 from tutelage.training.metrics import topk_correct
 
 
@@ -121,8 +122,9 @@ def compiled_or_eager(
 ) -> tuple[Call, str | None]:
     """Compile ``step`` whole and trust it only if its gradients on ``batch`` are as good as the eager ones.
 
-    The measure is ``|g - g_exact| / |g_exact|`` over all gradients, g_exact from an eager float32 pass: the
-    compiled step may be off by `TOLERANCE`, or by twice what rounding costs the eager step under autocast.
+    The measure is ``|g - g_exact| / |g_exact|`` over all gradients, g_exact from an eager float32 pass that
+    doesn't round to TF32: the compiled step may be off by `TOLERANCE`, or by twice what rounding costs the
+    eager step as configured.
     Of several processes each compares its own gradients, and all go on eager if one of them has a reason to.
 
     Args:
@@ -152,9 +154,11 @@ def _why_not(step: Step, compiled: Call, *arguments: Any) -> str | None:
             raise
 
     amp, step.amp = step.amp, None
-    exact = _gradients(step, step, *arguments)
+    with exact_float32(arguments[0].images.device):
+        exact = _gradients(step, step, *arguments)
     step.amp = amp
-    eager = exact if amp is None else _gradients(step, step, *arguments)
+    as_exact = amp is None and arguments[0].images.device.type == "cpu"
+    eager = exact if as_exact else _gradients(step, step, *arguments)
     chosen = compiled if world() == 1 else call
     return distrusted("gradients", exact, eager, lambda: _gradients(step, chosen, *arguments))
 
