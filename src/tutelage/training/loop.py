@@ -48,7 +48,7 @@ from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
 from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
 from tutelage.training.step import Call, Step, compiled_or_eager
-from tutelage.training.stopping import Interrupted, StopSignals, check_finite
+from tutelage.training.stopping import Interrupted, StopSignals, check_finite, check_sound
 
 
 class Trainer:
@@ -171,7 +171,7 @@ class Trainer:
             "images_per_second": round(images / train_seconds, 1),
             **({"teacher_asked": self.answers.asked - asked} if self.answers else {}),
         }
-        self._check_finite(record["train"]["loss"])
+        self._check_sound()
         if phase.evaluated:
             self._check_finite(record["test"]["loss"])
         self._finish_epoch(record)
@@ -362,10 +362,11 @@ class Trainer:
         last = self.step == self.steps_per_epoch
         every = self.recipe.runtime.checkpoint_steps
         if anywhere(self.stop.came) and not last:
+            self._check_sound()
             self.save()
             raise Interrupted(f"stopped; continue with: {resume_command()} {self.run.path}")
         if every and self.step % every == 0 and not last:
-            self._check_finite(self.meter.read()["loss"])
+            self._check_sound()
             self.save()
 
     # -- small things -------------------------------------------------------------------------------
@@ -389,6 +390,11 @@ class Trainer:
 
     def _check_finite(self, loss: float) -> None:
         check_finite(loss, self.epoch, self.step, self.run.state)
+
+    def _check_sound(self) -> None:
+        """Leave the last good state as it is where this one is not."""
+        self._check_finite(self.meter.read()["loss"])
+        check_sound(self._parts().values(), self.epoch, self.step, self.run.state)
 
     def _rows(self, batch: Batch) -> int:
         """Images of the current step's batch in all processes."""
