@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tutelage.errors import UserError
 TRAIN_NAMES = ("train",)
 TEST_NAMES = ("test", "val", "validation")
 """What the parts are called; the first that is there is taken."""
+
+SAMPLED = 256
+"""Images whose content `Source.identity` looks at."""
 
 
 class Source(ABC):
@@ -48,6 +52,27 @@ class Source(ABC):
     @abstractmethod
     def part(self, rows: Tensor) -> Source:
         """The given rows (`[m]` int64) alone, in their order."""
+
+    def marks(self) -> Iterator[bytes]:
+        """What names and measures the rows in their order, if possible the same wherever they are stored."""
+        return (self.name(row).encode("utf-8", "surrogateescape") for row in range(len(self)))
+
+    def identity(self) -> str:
+        """SHA-256 (hex) of what tells these rows from others: `marks`, and the content of `SAMPLED` of them.
+
+        Reading all images would cost an epoch. Names and sizes notice that any was exchanged or left out, and
+        the sample that all were made anew, as on another side.
+        """
+        digest = hashlib.sha256()
+        for mark in self.marks():
+            digest.update(mark + b"\n")
+        for row in range(0, len(self), max(len(self) // SAMPLED, 1)):
+            try:
+                with self.open(row) as file:
+                    digest.update(hashlib.sha256(file.read()).digest())
+            except OSError:
+                digest.update(b"unreadable\n")
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

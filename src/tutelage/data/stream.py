@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,13 +92,22 @@ class StreamData(ImageData):
         if val_indices is not None and len(val_indices):
             self.splits["val"] = whole.part(val_indices)
         self._labels = {name: source.labels.to(self.device) for name, source in self.splits.items()}
-        crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
-        self._decoder = Decoder(self.splits, crop, workers, pinned=self.device.type == "cuda")
+        self._crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
+        self._decoder = Decoder(self.splits, self._crop, workers, pinned=self.device.type == "cuda")
 
     @property
     def train_labels(self) -> Tensor:
         """See `ImageData`."""
         return self._labels["train"]
+
+    def identity(self) -> dict[str, Any]:
+        """See `ImageData`; images are told apart as `Source.identity` says."""
+        return {
+            "images": self.splits["train"].identity(),
+            "views": repr(self._crop) if self._augment else "plain",
+            "mean": self.finish.mean.flatten().tolist(),
+            "std": self.finish.std.flatten().tolist(),
+        }
 
     def size(self, split: str) -> int:
         """See `ImageData`."""
