@@ -17,33 +17,28 @@ from tutelage.models.network import Outputs
 from tutelage.recipes import Recipe
 from tutelage.runs.record import RunFolder
 from tutelage.training.answers import answers_for, taught_batches
-from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
+from tutelage.training.checkpoints import gathered, load_state, restore, save_state, seed_at
 from tutelage.training.distributed import (
     anywhere,
     average_statistics,
     check_processes,
     copy_from_writer,
-    differing,
     distributed,
     from_all,
     from_writer,
     is_writer,
-    rank,
     rank_seed,
-    remembered,
     resume_command,
-    to_writer,
     wait_for_all,
     world,
 )
-from tutelage.training.evaluate import evaluate
+from tutelage.training.evaluate import evaluate_students
 from tutelage.training.events import EventWriter
 from tutelage.training.hardware import amp_type, wants_compile
 from tutelage.training.keeping import Keeper
 from tutelage.training.meter import Meter
 from tutelage.training.networks import student_recipes
 from tutelage.training.optimisers import create_optimiser, set_learning_rate
-from tutelage.training.preprocessing import behind
 from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
 from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
@@ -232,21 +227,9 @@ class Trainer:
         self.method.train()
 
     def _evaluate(self) -> dict[str, Any]:
+        average = self.ema[0].module if self.ema else None
         size = self.recipe.data.eval_batch_size
-        record: dict[str, Any] = {"val": None}
-        splits = ("val", "test") if self.data.size("val") else ("test",)
-        for split in splits:
-            record[split] = evaluate(self.nets.student, self.data.eval_batches(split, size), self.rotations)
-        if len(self.nets.students) > 1:
-            record["peers"] = [
-                evaluate(peer, self.data.eval_batches("test", size), self.rotations)
-                for peer in self.nets.students[1:]
-            ]
-        if self.ema:
-            average = behind(self.nets.student.preprocess, self.ema[0].module)
-            for split in splits:
-                record[f"ema_{split}"] = evaluate(average, self.data.eval_batches(split, size))
-        return record
+        return evaluate_students(self.nets, self.data, size, self.rotations, average)
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         self.seconds += record["seconds"]
@@ -304,23 +287,15 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything that is needed to go on to ``state.pt``: once, with what differs by process."""
-        parts = self._parts()
-        gathered = to_writer(
-            {
-                "random": random_state(self.generator),
-                "meter": self.meter.state(),
-                "buffers": {name: differing(remembered(part)) for name, part in parts.items()},
-            }
-        )
+        parts = gathered(self._parts(), self.generator, self.meter)
         if not is_writer():
             return
         state = {
             "recipe": self.recipe.hash(),
             "processes": world(),
             "position": [self.phase, self.epoch, self.step],
-            **{name: part.state_dict() for name, part in parts.items()},
+            **parts,
             "optimiser": self.optimiser.state_dict(),
-            "own": gathered,
             "best": self.best,
             "seconds": self.seconds,
             "epochs_written": len(self.run.metrics()),
@@ -341,13 +316,15 @@ class Trainer:
         check_processes(state["processes"], self.run.state)
         self.phase, self.epoch, self.step = state["position"]
         self._begin_phase()
-        own = state["own"][rank()]
-        for name, part in self._parts().items():
-            part.load_state_dict({**state[name], **own["buffers"][name]})
-        if not self.over:  # after the last one the saved optimiser has nothing left to do
+        if not self.over:  # after the last phase the saved optimiser has nothing left to do
             self.optimiser.load_state_dict(state["optimiser"])
-        restore_random_state(own["random"], self.generator)
-        self.meter.restore(own["meter"])
+        afresh = seed_at(rank_seed(self.recipe.seed), state["position"])
+        other = restore(state, self._parts(), self.generator, self.meter, afresh)
+        if other is not None:
+            self.reporter.warn(
+                f"the run was on {other} and goes on on {self.device.type}: random numbers begin afresh from "
+                "its seed, so what follows isn't bit for bit what it would have been"
+            )
         self.best, self.seconds = state["best"], state["seconds"]
         self.run.keep_metrics(state["epochs_written"])
 
