@@ -182,7 +182,7 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
     else:
         run.keep_metrics(0)
     began = time.perf_counter()
-    before = trainer.seconds
+    before = trainer.seconds + trainer.spent
     try:
         with death_told():
             last = trainer.fit()

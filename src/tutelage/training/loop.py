@@ -89,6 +89,8 @@ class Trainer:
         self.meter = Meter(self.device)
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
+        self.spent, self.images = 0.0, 0  # seconds before a stop, and images, of the epoch that goes on
+        self.began = time.perf_counter()
         self.stop = StopSignals()
         self._begin_phase()
 
@@ -143,27 +145,29 @@ class Trainer:
 
     def _run_epoch(self) -> dict[str, Any]:
         phase, recipe = self.phases[self.phase], self.recipe
-        began, images, asked = time.perf_counter(), 0, self.answers.asked if self.answers else 0
+        self.began, self.spent = time.perf_counter() - self.spent, 0.0
+        asked = self.answers.asked if self.answers else 0
         where = (self._epochs_done(), recipe.seed, recipe.data.batch_size, self.step)
         ticker = Ticker()
+        rate = self._rate(phase, max(self.step - 1, 0))  # stays where no image of what is left can be read
         self._train_mode(phase)
         for batch, taught in taught_batches(self.data, self.answers, *where):
-            images += self._rows(batch)
+            self.images += self._rows(batch)
             rate = self._train_step(batch, taught, phase)
             if is_writer() and ticker.due():
-                self._show(phase, images / (time.perf_counter() - began))
+                self._show(phase, self.images / (time.perf_counter() - self.began))
             self._after_step()
         self._synchronise()
         average_statistics(self._parts().values())  # the same networks before they are measured and saved
-        train_seconds = time.perf_counter() - began
+        train_seconds = time.perf_counter() - self.began
         record: dict[str, Any] = {
             "phase": phase.name,
             "epoch": self.epoch,
             "lr": rate,
             "train": self.meter.read(),
             **(self._evaluate() if phase.evaluated else {"val": None, "test": None}),
-            "seconds": round(time.perf_counter() - began, 3),
-            "images_per_second": round(images / train_seconds, 1),
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "images_per_second": round(self.images / train_seconds, 1),
             **({"teacher_asked": self.answers.asked - asked} if self.answers else {}),
         }
         self._check_sound()
@@ -173,10 +177,7 @@ class Trainer:
         return record
 
     def _train_step(self, batch: Batch, taught: Outputs | None, phase: Phase) -> float:
-        recipe = self.recipe
-        rate = phase.lr or learning_rate(
-            recipe.schedule, recipe.optimiser.lr, self.epoch, self.step, self.steps_per_epoch
-        )
+        recipe, rate = self.recipe, self._rate(phase, self.step)
         set_learning_rate(self.optimiser, rate)
         count = self.epoch * self.steps_per_epoch + self.step
         clock = Clock(
@@ -241,7 +242,7 @@ class Trainer:
         self.run.append(record)
         self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
         self.meter.reset()
-        self.step = 0
+        self.step = self.images = 0
         self.epoch += 1
         if self.epoch == self._epochs(self.phases[self.phase]):
             self._end_phase()
@@ -287,6 +288,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything that is needed to go on to ``state.pt``: once, with what differs by process."""
+        spent = [time.perf_counter() - self.began, self.images] if self.step else [0.0, 0]
         parts = gathered(self._parts(), self.generator, self.meter)
         if not is_writer():
             return
@@ -298,6 +300,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
             "seconds": self.seconds,
+            "spent": spent,
             "epochs_written": len(self.run.metrics()),
         }
         save_state(self.run.state, state)
@@ -326,6 +329,7 @@ class Trainer:
                 "its seed, so what follows isn't bit for bit what it would have been"
             )
         self.best, self.seconds = state["best"], state["seconds"]
+        self.spent, self.images = state.get("spent", (0.0, 0))
         self.run.keep_metrics(state["epochs_written"])
 
     def _parts(self) -> dict[str, nn.Module]:
@@ -350,6 +354,11 @@ class Trainer:
 
     def _epochs(self, phase: Phase) -> int:
         return phase.epochs or self.recipe.schedule.epochs
+
+    def _rate(self, phase: Phase, step: int) -> float:
+        """Learning rate of a step of the current epoch."""
+        schedule, base = self.recipe.schedule, self.recipe.optimiser.lr
+        return phase.lr or learning_rate(schedule, base, self.epoch, step, self.steps_per_epoch)
 
     def _epochs_done(self) -> int:
         """Epochs finished over all phases; also the number that orders and augments the coming one."""
