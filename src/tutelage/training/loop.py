@@ -132,6 +132,8 @@ class Trainer:
         if self.over:
             return
         phase = self.phases[self.phase]
+        if phase.evaluated:  # what a first stage reached is not the best of what follows it
+            self.best = {}
         with_students = phase.trains == "student"
         self.module = Step(self.step_nets, self.method, phase.objective, self.amp, with_students)
         self.call: Call = self.module
