@@ -42,7 +42,7 @@ from tutelage.training.optimisers import create_optimiser, set_learning_rate
 from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
 from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
-from tutelage.training.step import Call, Step, compiled_or_eager
+from tutelage.training.step import Call, Step, check_last_batch, compiled_or_eager
 from tutelage.training.stopping import Interrupted, StopSignals, check_finite, check_sound
 
 
@@ -138,7 +138,7 @@ class Trainer:
         self.module = Step(self.step_nets, self.method, phase.objective, self.amp, with_students)
         self.call: Call = self.module
         self.together = distributed(self.module) if phase.update else None
-        self.compiled = False
+        self.compiled = self.tried = False
         self.optimiser = create_optimiser(self.module, self.recipe.optimiser)
         if self.phase:  # so that it doesn't matter how, or whether here, the stretch before was trained
             torch.manual_seed(rank_seed(self.recipe.seed) + self.phase)
@@ -187,6 +187,9 @@ class Trainer:
             torch.full((), float(count), device=self.device),
         )
         rows, share = self._rows(batch), self.data.share
+        if not self.tried:
+            check_last_batch(self.module, self.data, recipe.data.batch_size, batch, clock, taught)
+            self.tried = True
         self.method.row_counts = share.unequal(rows)
         batch = self.method.views(batch, self.generator)
         full = rows == recipe.data.batch_size
