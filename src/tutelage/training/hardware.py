@@ -6,10 +6,12 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+import tutelage
 from tutelage.errors import UserError
 from tutelage.models.network import Network
 from tutelage.recipes import Recipe
@@ -119,6 +121,16 @@ def synchronises(recipe: Recipe, device: torch.device) -> bool:
             "its own images"
         )
     return wanted
+
+
+def surroundings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """What a run computes on and with, for its record."""
+    return {
+        "hardware": hardware(device),
+        "amp": str(amp_type(recipe, device) or "float32").removeprefix("torch."),
+        "versions": {name: version(name) for name in ("torch", "torchvision", "timm")}
+        | {"tutelage": tutelage.__version__, "python": platform.python_version()},
+    }
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

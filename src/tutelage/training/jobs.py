@@ -18,6 +18,7 @@ from tutelage.recipes import Recipe, dump, resolve
 from tutelage.runs.page import write_page
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import Parts, assemble
+from tutelage.training.continuing import alone, check_teacher, set_going
 from tutelage.training.distributed import (
     Onlooker,
     check_batch,
@@ -134,10 +135,12 @@ def _start(
         reporter = speaker(reporter)
         if begun:
             reporter.say(f"going on with {folder} after a restart")
-            return _fit(resolved, parts, open_run(folder), reporter)
+            with alone(folder):
+                return _go_on(resolved, parts, open_run(folder), reporter)
         facts = starting_facts(resolved, parts, reporter)
         run = RunFolder.create(folder, dump(resolved), facts) if is_writer() else Onlooker(folder)
-        return _fit(resolved, parts, run, reporter)
+        with alone(folder):
+            return _fit(resolved, parts, run, reporter)
 
 
 def speaker(reporter: Reporter | None) -> Reporter:
@@ -154,14 +157,21 @@ def resume(run: str | Path, *, device: str | None = None, reporter: Reporter | N
         reporter: Where progress is shown; None shows nothing.
 
     Raises:
-        UserError: No run there, or no usable state, or begun by another number of processes.
+        UserError: No run there, or no usable state; another process is at it; it began with another teacher,
+            or by another number of processes.
         TutelageError: The run failed or was interrupted again.
     """
     recipe = resolve(str(RunFolder.open(Path(run)).recipe), {"runtime.device": device})
     with processes(pick_device(recipe.runtime.device)):
         folder = open_run(Path(run))
         check_processes(folder.facts().get("protocol", {}).get("processes", 1), folder.path)
-        return _fit(recipe, assemble(recipe), folder, speaker(reporter))
+        with alone(folder.path):
+            return _go_on(recipe, assemble(recipe), folder, speaker(reporter))
+
+
+def _go_on(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> dict[str, Any]:
+    check_teacher(run, recipe, parts.nets)
+    return _fit(recipe, parts, run, reporter)
 
 
 def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> dict[str, Any]:
@@ -181,6 +191,7 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
             return {"out": str(run.path), **run.facts()}  # nothing is trained, so nothing new is recorded
     else:
         run.keep_metrics(0)
+    set_going(run, recipe, parts.data.device, (trainer.phase, trainer.epoch, trainer.step))
     began = time.perf_counter()
     before = trainer.seconds + trainer.spent
     try:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tutelage
 from tutelage.recipes import Recipe, resolve
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import Parts
 from tutelage.training.distributed import restarted
 from tutelage.training.evaluate import evaluate as evaluate_network
-from tutelage.training.hardware import amp_type, hardware
+from tutelage.training.hardware import surroundings
 from tutelage.training.loading import image_size
 from tutelage.training.networks import network_facts, student_recipes
 from tutelage.training.progress import Reporter
@@ -84,10 +81,7 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
             )
         ],
         "teacher": teacher,
-        "hardware": hardware(parts.data.device),
-        "amp": str(amp_type(recipe, parts.data.device) or "float32").removeprefix("torch."),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"tutelage": tutelage.__version__, "python": platform.python_version()},
+        **surroundings(recipe, parts.data.device),
     }
 
 
