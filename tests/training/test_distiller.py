@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,6 +233,15 @@ class Ticking(Method):
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         return {"ce": self.supervised(batch, outs.student), "epoch": clock.epoch, "step": clock.step}
+
+
+def test_a_generator_of_an_unknown_kind_of_device_is_left_out_of_the_state() -> None:
+    """As on MPS, whose generators are none of those that a state has a number for."""
+    steps = distiller(create_network("resnet8_cifar", 10), method="none", image_size=32)
+    steps._generator = SimpleNamespace(device=torch.device("mps"), get_state=lambda: torch.zeros(16))
+    state = steps.state_dict()
+    steps.load_state_dict(state)
+    assert steps._generator is None
 
 
 def test_a_method_is_told_where_training_stands() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,6 +125,14 @@ class ImageData(ABC):
     @abstractmethod
     def train_labels(self) -> Tensor:
         """`[n]` int64 labels of the training subset, on the device."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides which normalised image a row and a view of the training images stand for.
+
+        Of images that `finish` does not vary. The values are such as JSON can hold, and don't depend on where
+        the images are stored.
+        """
 
     @abstractmethod
     def size(self, split: str) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +43,15 @@ class Files(Source):
     def part(self, rows: Tensor) -> Files:
         """See `Source`."""
         return Files((self.paths[row] for row in rows.tolist()), self.labels[rows.cpu()])
+
+    def marks(self) -> Iterator[bytes]:
+        """See `Source`: each file's name with its folder's, and its size."""
+        for path in self.paths:
+            try:
+                size = os.stat(path).st_size
+            except OSError:
+                size = -1
+            yield f"{'/'.join(Path(path).parts[-2:])} {size}".encode("utf-8", "surrogateescape")
 
 
 def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TEST_NAMES) -> StoredImages:

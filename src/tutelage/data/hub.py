@@ -57,6 +57,11 @@ class Table(Source):
         kept = rows.cpu()
         return Table(self.table, self.column, self.where, self.rows[kept], self.labels[kept])
 
+    def marks(self) -> Iterator[bytes]:
+        """See `Source`: the fingerprint that ``datasets`` keeps beside a table, the column, and the rows."""
+        yield f"{getattr(self.table, '_fingerprint', '')} {self.column}".encode()
+        yield self.rows.numpy().astype("<i8").tobytes()
+
     def _image(self, row: int) -> dict[str, Any]:
         image: dict[str, Any] = self.table[int(self.rows[row])][self.column] or {}
         return image

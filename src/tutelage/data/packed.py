@@ -103,6 +103,12 @@ class Packed(Source):
         kept = rows.cpu()
         return Packed(self.archives, self.places[kept.numpy()], self.labels[kept])
 
+    def marks(self) -> Iterator[bytes]:
+        """See `Source`: the archives' names, and where in them the images lie."""
+        for archive in self.archives:
+            yield Path(archive).name.encode("utf-8", "surrogateescape")
+        yield np.ascontiguousarray(self.places, dtype="<i8").tobytes()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 

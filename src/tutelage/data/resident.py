@@ -100,10 +100,7 @@ class ResidentData(ImageData):
         self.splits["test"] = self._resident(dataset.test_images, dataset.test_labels, None)
 
     def identity(self) -> dict[str, Any]:
-        """What decides which normalised image a row and a view of the training images stand for.
-
-        Of images that `finish` does not vary. The values are such as JSON can hold.
-        """
+        """See `ImageData`; two that are equal have the same images to the last bit."""
         pixels = self.splits["train"].images.permute(0, 2, 3, 1).cpu().contiguous()
         return {
             "shape": list(pixels.shape),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from tutelage.data.digests import digest, sampled
 from tutelage.data.epochs import ImageData, check_batch_size, check_indices
 from tutelage.data.finish import Erasing, Finish, Policy
 from tutelage.data.mixing import Mix
-from tutelage.data.sources import Source, StoredImages
+from tutelage.data.sources import StoredImages
 from tutelage.errors import TutelageError
 
 TOLERATED = 0.001
@@ -92,13 +93,22 @@ class StreamData(ImageData):
         if val_indices is not None and len(val_indices):
             self.splits["val"] = whole.part(val_indices)
         self._labels = {name: source.labels.to(self.device) for name, source in self.splits.items()}
-        crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
-        self._decoder = Decoder(self.splits, crop, workers, pinned=self.device.type == "cuda")
+        self._crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
+        self._decoder = Decoder(self.splits, self._crop, workers, pinned=self.device.type == "cuda")
 
     @property
     def train_labels(self) -> Tensor:
         """See `ImageData`."""
         return self._labels["train"]
+
+    def identity(self) -> dict[str, Any]:
+        """See `ImageData`; images are told apart as `Source.identity` says."""
+        return {
+            "images": self.splits["train"].identity(),
+            "views": repr(self._crop) if self._augment else "plain",
+            "mean": self.finish.mean.flatten().tolist(),
+            "std": self.finish.std.flatten().tolist(),
+        }
 
     def size(self, split: str) -> int:
         """See `ImageData`."""
@@ -108,7 +118,7 @@ class StreamData(ImageData):
         """See `ImageData`; of the encoded images, and nothing of one that can't be read."""
         self.check_split(split)
         source = self.splits[split]
-        return digest(source.labels, (_content(source, row) for row in sampled(len(source)).tolist()))
+        return digest(source.labels, map(source.content, sampled(len(source)).tolist()))
 
     def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """See `ImageData`."""
@@ -169,14 +179,6 @@ class StreamData(ImageData):
                 f"{len(self.unreadable)} of {total} image files can't be read, {min(self.unreadable)} among "
                 "them; replace or remove them"
             )
-
-
-def _content(source: Source, row: int) -> bytes:
-    try:
-        with source.open(row) as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 def _places(split: str, rows: Tensor, views: Tensor) -> list[Place]:

@@ -12,11 +12,10 @@ from tutelage.runs.record import RunFolder
 from tutelage.training.build import Parts
 from tutelage.training.distributed import restarted
 from tutelage.training.evaluate import evaluate as evaluate_network
-from tutelage.training.hardware import amp_type, hardware
+from tutelage.training.hardware import surroundings
 from tutelage.training.loading import image_size
 from tutelage.training.networks import network_facts, student_recipes
 from tutelage.training.progress import Reporter
-from tutelage.training.versions import versions
 
 RUNS_FOLDER = Path("runs")
 EXPECTED_MARGIN = 0.5
@@ -109,9 +108,7 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
             )
         ],
         "teacher": teacher,
-        "hardware": hardware(parts.data.device),
-        "amp": str(amp_type(recipe, parts.data.device) or "float32").removeprefix("torch."),
-        "versions": versions(),
+        **surroundings(recipe, parts.data.device),
     }
 
 
