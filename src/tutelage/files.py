@@ -105,6 +105,17 @@ def _lock(descriptor: int, otherwise: str) -> None:
         pass  # a file system without locks
 
 
+def named_path(path: str | Path) -> Path:
+    """``path`` as a `Path`, which an empty name would silently turn into the working folder.
+
+    Raises:
+        UserError: The name is empty.
+    """
+    if not str(path):
+        raise UserError("the name to write to is empty; give one, or '.' for the working folder")
+    return Path(path)
+
+
 def check_new_folder(path: Path) -> None:
     """Refuse a folder that can't be made new.
 

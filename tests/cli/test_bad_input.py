@@ -185,10 +185,20 @@ def test_image_size_the_model_cannot_take(run: Run) -> None:
 
 def test_teacher_missing_or_useless(run: Run, make_weights: Maker) -> None:
     common = ("distill", "--student", "resnet8_cifar", *TINY)
-    run(*common).assert_refused(2, "needs a teacher")
+    run(*common).assert_refused(2, "needs a teacher; give --teacher NAME --teacher-weights FILE")
+    alone = run("train", "--model", "resnet8_cifar", *TINY, "--method", "kd")
+    alone.assert_refused(2, "needs a teacher; use 'tutelage distill' with --teacher NAME")
     run(*common, "--teacher", "resnet14_cifar").assert_refused(2, "--teacher-weights")
     teacher = ("--teacher", "resnet14_cifar", "--teacher-weights", make_weights("resnet14_cifar"))
     run(*common, *teacher, "--method", "none").assert_refused(2, "uses no teacher")
+
+
+@pytest.mark.parametrize("given", [("--method", "kd"), ("--method", "none", "--peer", "resnet8_cifar")])
+def test_one_network_alone_is_no_mutual_learning(run: Run, given: tuple[str, ...]) -> None:
+    result = run("mutual", "--student", "resnet8_cifar", *given, *TINY)
+    result.assert_refused(2, "trains one network; take one of networks that teach each other (hssakd)")
+    Path("recipe.yaml").write_text("student: resnet8_cifar\nmethod: kd\nteacher: resnet14_cifar\n")
+    run("mutual", "--recipe", "recipe.yaml", *TINY).assert_refused(2, "method 'kd' trains one network")
 
 
 @pytest.mark.parametrize("method", ["fsp", "kdsvd"])

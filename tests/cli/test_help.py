@@ -65,8 +65,8 @@ def test_help_fits_eighty_columns(path: tuple[str, ...]) -> None:
     assert max(len(line) for line in COMMANDS[path].help.splitlines()) <= 78
 
 
-def parameter(name: str) -> Any:
-    return next(p for command in COMMANDS.values() for p in command.params if p.name == name)
+def parameter(name: str, *path: str) -> Any:
+    return next(p for p in COMMANDS[path or ("train",)].params if p.name == name)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,43 @@ def test_a_flag_is_the_same_everywhere() -> None:
     for command in COMMANDS.values():
         for option in command.params:
             if option.name in FLAGS or option.name in {"recipe", "settings", "out", "json", "quiet", "debug"}:
-                facts = (tuple(option.opts), option.help, option.metavar, str(option.show_default))
+                panel = getattr(option, "rich_help_panel", None)
+                facts = (tuple(option.opts), option.metavar, panel)
                 assert seen.setdefault(option.name, facts) == facts
     assert set(seen) >= set(FLAGS)
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "distill", "mutual", "doctor"])
+def test_the_method_shown_is_the_commands_own(command: str) -> None:
+    shown = {"demo": "kd", "train": "none", "mutual": "hssakd", "doctor": "kd, or none with --model"}
+    assert parameter("method", command).show_default == shown.get(command, "kd")
+
+
+def test_what_is_not_trained_has_help_of_its_own() -> None:
+    for command in ("eval", "probe", "export"):
+        assert "afresh" not in parameter("weights", command).help
+    assert "dropped" in parameter("pretrained", "distill").help
+    assert "dropped" not in parameter("pretrained", "eval").help
+    assert parameter("batch_size", "eval").show_default == "250"
+    assert "learn from" not in parameter("teacher", "export").help
+    assert parameter("data", "export").show_default != "digits"
+    assert "run" in parameter("data_dir", "export").show_default
+
+
+@pytest.mark.parametrize("path", [p for p in PATHS if any(o.name == "settings" for o in COMMANDS[p].params)])
+def test_examples_of_set_are_settings_of_the_command(path: tuple[str, ...]) -> None:
+    from tutelage.training.flags import resolve_evaluation, resolve_flags
+    from tutelage.training.probe_config import resolve_probe
+
+    examples = re.findall(r"[\w.]+=[\w.]+", parameter("settings", *path).help)
+    assert examples
+    if path == ("probe",):
+        resolve_probe("packd", {"model.name": "any"}, examples)
+    elif path == ("eval",):
+        resolve_evaluation(examples, {"model": "any"})
+    else:
+        resolve_flags("train", None, examples, {"model": "any"})
+    assert path != ("export",) or examples == ["student.args.img_size=64"]
 
 
 def test_no_command_shows_the_help(run: Run) -> None:

@@ -36,7 +36,9 @@ def test_probe_refuses_in_one_sentence(run: Run, make_weights: Maker) -> None:
     run("probe").assert_refused(2, "no network is named; give --model NAME --weights FILE, or --run FOLDER")
     run("probe", "--model", "resnet8_cifar").assert_refused(2, "has no weights", "--weights FILE")
     named = ("probe", "--model", "resnet8_cifar", "--weights", make_weights("resnet8_cifar", 7))
-    run(*named, "--protocol", "lbfgs", "--epochs", "3").assert_refused(2, "takes either sgd or lbfgs")
+    for flag in (("--epochs", "3"), ("--batch-size", "3"), ("--set", "sgd.lr=0.2")):
+        run(*named, "--protocol", "lbfgs", *flag).assert_refused(2, "takes either sgd or lbfgs, not both")
+    run(*named, "--set", "sgd=null").assert_refused(2, "takes either sgd or lbfgs, not neither")
     run(*named, "--data", "stl10").assert_refused(2, "no stl10 found")
     run(*named, "--data", "tiny-imagenet").assert_refused(2, "tutelage data prepare tiny-imagenet")
 

@@ -230,7 +230,7 @@ def test_what_cannot_be_met_is_refused(run: Path, tmp_path: Path) -> None:
     refused("nothing is named to export", out=out)
     refused("nothing is named to export", out=out, model="resnet8_cifar")
     refused("holds no run", run=tmp_path, out=out)
-    refused("--weights goes with", run=run, weights=weights, out=out)
+    refused("--run and --weights both name", run=run, weights=weights, out=out)
     refused("--set goes with", run=run, settings=["data.image_size=32"], out=out)
     refused("--best chooses among a run's weights", weights=weights, best=True, out=out)
     refused("there is no weights file", weights=tmp_path / "no.safetensors", model="resnet8_cifar", out=out)

@@ -162,13 +162,15 @@ def _print_model(console: Console, result: Mapping[str, Any]) -> None:
 
 def _print_dataset(console: Console, result: Mapping[str, Any]) -> None:
     names = result["class_names"]
+    counts = f"{number(result['train_images'])} to train, {number(result['test_images'])} to test"
+    classes = f"{result['classes']}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
     facts(
         console,
         [
             ("dataset", result["name"]),
-            ("images", f"{number(result['train_images'])} to train, {number(result['test_images'])} to test"),
+            ("images", result["train_images"] and counts),
             ("size", f"{result['image_size']}x{result['image_size']}"),
-            ("classes", f"{result['classes']}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"),
+            ("classes", result["classes"] and classes),
             ("mean", ", ".join(map(str, result["mean"]))),
             ("std", ", ".join(map(str, result["std"]))),
             (

@@ -59,7 +59,8 @@ def table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, column in enumerate(columns):
         values = [row[place] for row in cells]
-        numeric = bool(values) and all(isinstance(value, int | float) for value in values)
+        known = [value for value in values if value is not None]
+        numeric = bool(known) and all(isinstance(value, int | float) for value in known)
         grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         grid.add_row(*(Text("-" if value is None else number(value)) for value in row))

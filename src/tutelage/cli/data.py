@@ -27,7 +27,7 @@ def prepare(
         ),
     ],
     to: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--to",
             metavar="FOLDER",

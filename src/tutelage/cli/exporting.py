@@ -17,7 +17,7 @@ FILES = "Files"
 
 def export(
     target: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--out",
@@ -49,11 +49,18 @@ def export(
         ),
     ] = False,
     model: options.Model = None,
-    weights: options.Weights = None,
-    teacher: options.Teacher = None,
-    data: options.Data = None,
-    data_dir: options.DataDir = None,
-    settings: options.Settings = None,
+    weights: Annotated[str | None, options.weights("The weights to export, in place of a run.")] = None,
+    teacher: Annotated[
+        str | None,
+        options.teacher("A network to compare size and speed with; needs no weights.", "the run's"),
+    ] = None,
+    data: Annotated[
+        str | None, options.data("The dataset that --weights are for.", "the one noted beside them")
+    ] = None,
+    data_dir: Annotated[str | None, options.data_dir("the run's, or ./data")] = None,
+    settings: Annotated[
+        list[str] | None, options.settings("Change how --weights are used", "student.args.img_size=64")
+    ] = None,
     program: Annotated[
         bool, typer.Option(help="Write torch.export's model.pt2.", rich_help_panel=FILES)
     ] = True,

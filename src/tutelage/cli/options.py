@@ -1,8 +1,11 @@
-"""The flags that several commands share, each defined once."""
+"""The flags that several commands share, each defined once.
+
+Where a flag means something else to another command, a function makes it: the name and the place in the help
+stay the same, and the command says what it does there.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +14,66 @@ NETWORKS = "Networks"
 DATA = "Data"
 TRAINING = "Training"
 OUTPUT = "Output"
+
+
+def teacher(help: str, show_default: str | bool = True) -> Any:
+    """The flag of the teacher's name."""
+    return typer.Option(
+        "--teacher", metavar="NAME", help=help, show_default=show_default, rich_help_panel=NETWORKS
+    )
+
+
+def weights(help: str) -> Any:
+    """The flag of a network's weights."""
+    return typer.Option("--weights", metavar="FILE", help=help, rich_help_panel=NETWORKS)
+
+
+def pretrained(help: str) -> Any:
+    """The flag of timm's weights."""
+    return typer.Option("--pretrained", help=help, show_default=False, rich_help_panel=NETWORKS)
+
+
+def method(default: str) -> Any:
+    """The flag of the method, which is ``default`` where the command's user names none."""
+    return typer.Option(
+        "--method",
+        metavar="NAME",
+        help="How to train (tutelage list methods).",
+        show_default=default,
+        rich_help_panel=TRAINING,
+    )
+
+
+def data(help: str, default: str) -> Any:
+    """The flag of the dataset's name."""
+    return typer.Option("--data", metavar="NAME", help=help, show_default=default, rich_help_panel=DATA)
+
+
+def data_dir(default: str) -> Any:
+    """The flag of the dataset's folder."""
+    return typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="The folder that holds the dataset.",
+        show_default=default,
+        rich_help_panel=DATA,
+    )
+
+
+def batch_size(help: str, default: str) -> Any:
+    """The flag of the number of images that are computed together."""
+    return typer.Option("--batch-size", metavar="N", help=help, show_default=default, rich_help_panel=DATA)
+
+
+def settings(change: str, example: str) -> Any:
+    """The flag of everything that has none of its own."""
+    return typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help=f"{change}, e.g. {example}; may be given again and again.",
+        rich_help_panel=TRAINING,
+    )
+
 
 Model = Annotated[
     str | None,
@@ -30,20 +93,9 @@ Student = Annotated[
         rich_help_panel=NETWORKS,
     ),
 ]
-Teacher = Annotated[
-    str | None,
-    typer.Option(
-        "--teacher", metavar="NAME", help="The frozen network to learn from.", rich_help_panel=NETWORKS
-    ),
-]
+Teacher = Annotated[str | None, teacher("The frozen network to learn from.")]
 Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Weights of the model or student; without them training starts afresh.",
-        rich_help_panel=NETWORKS,
-    ),
+    str | None, weights("Weights of the model or student; without them training starts afresh.")
 ]
 TeacherWeights = Annotated[
     str | None,
@@ -53,12 +105,9 @@ TeacherWeights = Annotated[
 ]
 Pretrained = Annotated[
     bool | None,
-    typer.Option(
-        "--pretrained",
-        help="Start from timm's pretrained weights, or from --weights in their place; a classifier for other "
-        "classes than the data's is dropped.",
-        show_default=False,
-        rich_help_panel=NETWORKS,
+    pretrained(
+        "Start from timm's pretrained weights, or from --weights in their place; a classifier for other "
+        "classes than the data's is dropped."
     ),
 ]
 TeacherPretrained = Annotated[
@@ -79,36 +128,8 @@ ResetHead = Annotated[
         rich_help_panel=NETWORKS,
     ),
 ]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help="How to train (tutelage list methods).",
-        show_default="kd; none for train, hssakd for mutual",
-        rich_help_panel=TRAINING,
-    ),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="NAME",
-        help="The dataset (tutelage list datasets).",
-        show_default="digits",
-        rich_help_panel=DATA,
-    ),
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option(
-        "--data-dir",
-        metavar="FOLDER",
-        help="The folder that holds the dataset.",
-        show_default="./data",
-        rich_help_panel=DATA,
-    ),
-]
+Data = Annotated[str | None, data("The dataset (tutelage list datasets).", "digits")]
+DataDir = Annotated[str | None, data_dir("./data")]
 Download = Annotated[
     bool | None,
     typer.Option(
@@ -138,16 +159,7 @@ ValFraction = Annotated[
         rich_help_panel=DATA,
     ),
 ]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        metavar="N",
-        help="Images per step; eval takes 250 where nothing is said.",
-        show_default="64",
-        rich_help_panel=DATA,
-    ),
-]
+BatchSize = Annotated[int | None, batch_size("Images per step.", "64")]
 Epochs = Annotated[
     int | None,
     typer.Option(
@@ -187,17 +199,9 @@ RecipeSource = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY.PATH=VALUE",
-        help="Change any setting of the recipe, e.g. optimiser.lr=0.1; may be given again and again.",
-        rich_help_panel=TRAINING,
-    ),
-]
+Settings = Annotated[list[str] | None, settings("Change any setting of the recipe", "optimiser.lr=0.1")]
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--out",
         metavar="FOLDER",

@@ -24,7 +24,7 @@ class Protocol(str, Enum):
 
 def probe(
     model: options.Model = None,
-    weights: options.Weights = None,
+    weights: Annotated[str | None, options.weights("The weights to probe.")] = None,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -50,7 +50,10 @@ def probe(
     epochs: options.Epochs = None,
     seed: options.Seed = None,
     device: options.Device = None,
-    settings: options.Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        options.settings("Change any setting of the protocol", "sgd.lr=0.05 or data.image_size=96"),
+    ] = None,
     out: options.Out = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

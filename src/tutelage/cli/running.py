@@ -13,7 +13,7 @@ from tutelage.cli.examination import examination
 
 
 def demo(
-    method: options.Method = None,
+    method: Annotated[str | None, options.method("kd")] = None,
     seeds: Annotated[
         int,
         typer.Option(
@@ -54,7 +54,7 @@ def train(
     weights: options.Weights = None,
     pretrained: options.Pretrained = None,
     reset_head: options.ResetHead = None,
-    method: options.Method = None,
+    method: Annotated[str | None, options.method("none")] = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,
@@ -109,7 +109,7 @@ def distill(
     teacher: options.Teacher = None,
     teacher_weights: options.TeacherWeights = None,
     teacher_pretrained: options.TeacherPretrained = None,
-    method: options.Method = None,
+    method: Annotated[str | None, options.method("kd")] = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,
@@ -170,7 +170,7 @@ def mutual(
         ),
     ] = None,
     weights: options.Weights = None,
-    method: options.Method = None,
+    method: Annotated[str | None, options.method("hssakd")] = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,
@@ -239,14 +239,21 @@ def resume(
 
 def evaluate(
     model: options.Model = None,
-    weights: options.Weights = None,
-    pretrained: options.Pretrained = None,
+    weights: Annotated[str | None, options.weights("The weights to measure.")] = None,
+    pretrained: Annotated[
+        bool | None,
+        options.pretrained("Measure timm's pretrained weights, or --weights in their place."),
+    ] = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,
-    batch_size: options.BatchSize = None,
+    batch_size: Annotated[
+        int | None, options.batch_size("Images at a time; changes no result.", "250")
+    ] = None,
     device: options.Device = None,
-    settings: options.Settings = None,
+    settings: Annotated[
+        list[str] | None, options.settings("Change what is measured", "data.image_size=224")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -292,7 +299,7 @@ def doctor(
     teacher: options.Teacher = None,
     teacher_weights: options.TeacherWeights = None,
     teacher_pretrained: options.TeacherPretrained = None,
-    method: options.Method = None,
+    method: Annotated[str | None, options.method("kd, or none with --model")] = None,
     data: options.Data = None,
     data_dir: options.DataDir = None,
     download: options.Download = None,

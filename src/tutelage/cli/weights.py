@@ -42,7 +42,7 @@ def per_channel(text: str) -> list[float]:
 def import_file(
     source: Source,
     target: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o", "--out", metavar="FILE", help="The safetensors file to write.", show_default=False
         ),
@@ -96,7 +96,7 @@ def import_file(
         mean=None if mean is None else per_channel(mean),
         std=None if std is None else per_channel(std),
     )
-    finish({"out": str(target), **result}, json, _print_weights)
+    finish({"out": target, **result}, json, _print_weights)
 
 
 @app.command("inspect")

@@ -12,6 +12,7 @@ from tutelage.data.imagenet_preparation import prepare_imagenet
 from tutelage.data.tiny_imagenet import ARCHIVE
 from tutelage.data.tiny_imagenet_preparation import prepare_tiny_imagenet
 from tutelage.errors import UserError, nearest
+from tutelage.files import named_path
 
 DATA_FOLDER = Path("data")
 """Where datasets are looked for unless the user says otherwise."""
@@ -57,6 +58,6 @@ def prepare_data(
             f"{' and '.join(PREPARATIONS)}, the other datasets are read as they are"
         )
     began = time.perf_counter()
-    target = Path(to) if to is not None else DATA_FOLDER / name
+    target = named_path(to) if to is not None else DATA_FOLDER / name
     result = PREPARATIONS[name](Path(source), target, checksums)
     return {**result, "seconds": round(time.perf_counter() - began, 1)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -12,6 +15,8 @@ from tutelage.models.probing import Size, blank_image, image_shape, undisturbed
 
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 """What names of networks begin with that lie on the Hugging Face hub or in a folder of its layout."""
+OWN_SOURCES = {"pretrained_cfg", "pretrained_cfg_overlay"}
+"""Settings that may say where pretrained weights are, so that timm need not know any."""
 
 
 def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Module:
@@ -23,15 +28,22 @@ def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Mo
         **settings: Passed on to the model, e.g. ``img_size=32`` or ``pretrained=True``.
 
     Raises:
-        UserError: No such name (with the nearest known one), or settings that the model doesn't take.
+        UserError: No such name (with the nearest known one), pretrained weights of a network that has none,
+            or settings that the model doesn't take.
         TutelageError: Pretrained weights can't be had.
     """
+    check_name(name)
     on_hub = name.startswith(HUB)
-    if not on_hub and not timm.is_model(name):
-        hint = nearest(name, timm.list_models())
-        raise UserError(f"there is no network '{name}'{hint} (tutelage list models shows all)")
+    if settings.get("pretrained") and not on_hub and not settings.keys() & OWN_SOURCES:
+        known = timm.get_pretrained_cfg(name)
+        if known is None or not known.has_weights:
+            raise UserError(
+                f"no weights come with '{name}'; give a file of them (--weights FILE, for a teacher "
+                "--teacher-weights FILE), or leave out pretrained"
+            )
     try:
-        return timm.create_model(name, num_classes=num_classes, **settings)
+        with _quiet_hub():
+            return timm.create_model(name, num_classes=num_classes, **settings)
     except TutelageError:
         raise
     except Exception as error:
@@ -45,6 +57,29 @@ def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Mo
         raise UserError(
             f"'{name}' can't be made with {given}: {reason}; change the network's args"
         ) from error
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a network that timm doesn't know; those on the hub are only looked up there.
+
+    Raises:
+        UserError: No such name (with the nearest known one).
+    """
+    if not name.startswith(HUB) and not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"there is no network '{name}'{hint} (tutelage list models shows all)")
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub's warnings about every try; what comes of them all is said once, by the error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_input(model: nn.Module, size: Size) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.files import write_atomically, write_json
+from tutelage.files import named_path, write_atomically, write_json
 from tutelage.models.creation import create_network
 from tutelage.models.fingerprint import schema_hash, weights_hash
 from tutelage.models.fitting import HEADS, fitted, load_into, misfit
@@ -169,7 +169,7 @@ def import_weights(
         UserError: The file can't be taken, doesn't fit ``model``, or the normalisation is no such thing.
         TutelageError: The result can't be written.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(source), named_path(out)
     _check_normalisation(mean, std)
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out} is the file that is read; choose another name to write to")

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,14 @@ from tutelage.errors import TutelageError, UserError
 from tutelage.files import write_atomically, write_json, write_text
 
 FORMAT = 1
+WRITTEN = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "state.pt",
+    "index.html",
+    *(f"{network}{kind}" for network in ("student*", "peer*") for kind in (".safetensors", ".json")),
+)
+"""Names that a run writes beside ``run.json``; TensorBoard's files have new names each time."""
 
 
 class RunFolder:
@@ -42,20 +52,29 @@ class RunFolder:
         """Start a new run in ``path``.
 
         Raises:
-            UserError: ``path`` already holds a run, or is a file.
+            UserError: See `claim`.
             TutelageError: The folder can't be written.
         """
-        run = cls.claim(path)
+        run = cls.claim(path, recipe_text)
         write_text(run.recipe, recipe_text)
         write_json(run.facts_file, {"format": FORMAT, **facts})
         return run
 
     @classmethod
-    def claim(cls, path: Path) -> RunFolder:
+    def claim(cls, path: Path, recipe_text: str = "", written: Sequence[str] = WRITTEN) -> RunFolder:
         """Check that a new run can be written to ``path``, before any work is done for it.
 
+        The folder may exist, empty or with other files in it, which stay as they are.
+
+        Args:
+            path: The folder.
+            recipe_text: What ``recipe.yaml`` is to hold. One that holds just this loses nothing and may be
+                there: a run that was killed between its first two files leaves it, and so does a user who
+                repeats a run in the folder of its recipe.
+            written: Patterns of the names of the files that are going to be written.
+
         Raises:
-            UserError: ``path`` already holds a run, or is a file.
+            UserError: ``path`` already holds a run or a file that the run would overwrite, or is a file.
             TutelageError: A folder above it is none, or can't be written.
         """
         run = cls(path)
@@ -65,11 +84,29 @@ class RunFolder:
             )
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"{path} is a file; choose a folder for --out")
+        threatened = run._overwritten(recipe_text, written)
+        if threatened:
+            raise UserError(
+                f"{path} holds {', '.join(threatened)}, which would be overwritten; choose another --out, or "
+                "move what is there"
+            )
         above = next(folder for folder in (run.path, *run.path.absolute().parents) if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             reason = "isn't writable" if above.is_dir() else "is no folder"
             raise TutelageError(f"can't write {path}: {above} {reason}; choose another --out")
         return run
+
+    def _overwritten(self, recipe_text: str, written: Sequence[str]) -> list[str]:
+        """Names of the files in the folder that would be lost, sorted."""
+        if not self.path.is_dir():
+            return []
+        names = [file.name for file in self.path.iterdir() if any(fnmatch(file.name, w) for w in written)]
+        if self.recipe.name in names and self._recipe_is(recipe_text):
+            names.remove(self.recipe.name)
+        return sorted(names)
+
+    def _recipe_is(self, text: str) -> bool:
+        return self.recipe.is_file() and self.recipe.read_bytes() == text.encode()
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

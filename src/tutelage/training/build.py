@@ -69,12 +69,14 @@ def assemble(recipe: Recipe, data: ImageData | None = None, weightless: bool = F
     torch.manual_seed(recipe.seed)
     needs = method.needs.for_classes(info.num_classes)
     students = tuple(
-        build_network(part, data, given, needs.student, needs.student_role, "student", synchronised)
+        build_network(
+            part, data, given, needs.student, needs.student_role, "student", recipe.data, synchronised
+        )
         for part in student_recipes(recipe, method)
     )
     teacher, facts = None, {}
     if recipe.teacher is not None and needs.teacher is not None:
-        teacher = build_network(recipe.teacher, data, given, needs.teacher, "frozen", "teacher")
+        teacher = build_network(recipe.teacher, data, given, needs.teacher, "frozen", "teacher", recipe.data)
         facts = sidecar_of(recipe.teacher)
     nets = Networks(students, teacher)
     for net in (*students, *([teacher] if teacher else [])):
@@ -103,7 +105,10 @@ def check_roles(recipe: Recipe, method: Method) -> None:
         raise UserError("selection 'joint' needs branches that are measured; choose selection backbone")
     needs_teacher = method.needs.teacher is not None
     if needs_teacher and recipe.teacher is None:
-        raise UserError(f"method '{method.name}' needs a teacher; give --teacher NAME --teacher-weights FILE")
+        how = "use 'tutelage distill' with" if recipe.task == "train" else "give"
+        raise UserError(
+            f"method '{method.name}' needs a teacher; {how} --teacher NAME --teacher-weights FILE"
+        )
     if not needs_teacher and recipe.teacher is not None and recipe.task == "distill":
         raise UserError(
             f"method '{method.name}' uses no teacher, but '{recipe.teacher.name}' is given; drop it or "

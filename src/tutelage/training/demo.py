@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.files import check_new_folder
+from tutelage.files import check_new_folder, named_path
 from tutelage.methods import create_method, method_class
 from tutelage.runs import as_dicts, gain, summarise, write_page
 from tutelage.runs.tables import Gain, Row, spread
@@ -131,12 +131,13 @@ def new_folder(out: str | Path | None) -> Path:
     """The folder asked for, or a new ``runs/demo``.
 
     Raises:
-        UserError: ``out`` is a file or holds something already.
+        UserError: ``out`` is a file, holds something already, or is empty as a name.
     """
     if out is None:
         return numbered_folder("demo")
-    check_new_folder(Path(out))
-    return Path(out)
+    folder = named_path(out)
+    check_new_folder(folder)
+    return folder
 
 
 def teacher_facts(run: dict[str, Any]) -> dict[str, Any]:

@@ -51,15 +51,18 @@ def list_methods() -> list[dict[str, Any]]:
 
 
 def list_datasets() -> list[dict[str, Any]]:
-    """Name, classes, image size and number of images of every dataset."""
+    """Name, classes, image size and number of images of every dataset.
+
+    Classes and images are None where they are the user's, and so not known without the files.
+    """
     infos = [dataset_info(name) for name in dataset_names()]
     return [
         {
             "name": info.name,
-            "classes": info.num_classes,
+            "classes": info.num_classes or None,
             "image_size": info.image_size,
-            "train_images": info.train_count,
-            "test_images": info.test_count,
+            "train_images": info.train_count or None,
+            "test_images": info.test_count or None,
         }
         for info in infos
     ]
@@ -149,8 +152,10 @@ def describe_model(
         module that receives its input; empty where they can't be found, and ``stages_note`` says why.
 
     Raises:
-        UserError: No such network, or it doesn't take this image size.
+        UserError: No such network, fewer than one class, or it doesn't take this image size.
     """
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"a network can't have {num_classes} classes; give --num-classes 1 or more")
     if num_classes is None:
         known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
         num_classes = known.num_classes if known is not None else 1000
@@ -184,17 +189,19 @@ def describe_model(
 def describe_dataset(name: str) -> dict[str, Any]:
     """Facts about a dataset, without its files, and what linear probes on it were published to reach.
 
+    As in `list_datasets`, classes and images that only the files tell are None.
+
     Raises:
         UserError: No such dataset.
     """
     info = dataset_info(name)
     return {
         "name": info.name,
-        "classes": info.num_classes,
+        "classes": info.num_classes or None,
         "class_names": list(info.class_names),
         "image_size": info.image_size,
-        "train_images": info.train_count,
-        "test_images": info.test_count,
+        "train_images": info.train_count or None,
+        "test_images": info.test_count or None,
         "mean": list(info.mean),
         "std": list(info.std),
         "crop_padding": info.padding,

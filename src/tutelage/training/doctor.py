@@ -27,6 +27,7 @@ from tutelage.training.measuring import (
 from tutelage.training.networks import network_facts
 from tutelage.training.preprocessing import own_normalisation, sidecar_of
 from tutelage.training.progress import Reporter
+from tutelage.training.schedules import warmup_warning
 from tutelage.training.stand_in import data_or_stand_in
 from tutelage.training.starting import accuracy_warning
 from tutelage.training.step import Step
@@ -85,6 +86,7 @@ def doctor(
     data, missing = data_or_stand_in(resolved, device)
     parts = assemble(resolved, data, weightless=True)
     warnings = [] if missing is None else [f"{missing} (noise stands in, of the dataset's size and classes)"]
+    warnings += filter(None, [warmup_warning(resolved.schedule)])
     networks = _networks(resolved, parts, warnings)
     if measure and missing is None and "teacher" in networks:
         _evaluate_teacher(resolved, parts, networks["teacher"], warnings, reporter)

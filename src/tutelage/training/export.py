@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import tutelage
 from tutelage.errors import TutelageError, UserError
-from tutelage.files import check_new_folder, new_folder
-from tutelage.models.creation import check_input, first_line
+from tutelage.files import check_new_folder, named_path, new_folder
+from tutelage.models.creation import check_input, check_name, first_line
 from tutelage.models.fingerprint import multiply_adds
 from tutelage.models.folding import folded
 from tutelage.models.network import Network
@@ -97,11 +97,16 @@ def export(
         "generated"), ``warnings``, and ``pushed_to``.
 
     Raises:
-        UserError: The request can't be met: no run or weights, a folder in use, a missing package.
+        UserError: The request can't be met: no run or weights, an unknown teacher, a folder in use, a
+            missing package.
         TutelageError: A file doesn't answer as the network does, or can't be written; then none is left.
     """
-    target, reporter = Path(out), reporter or Reporter(quiet=True)
+    target, reporter = named_path(out), reporter or Reporter(quiet=True)
     check_new_folder(target)
+    if private and push_to is None:
+        raise UserError("--private is about the repository of --push-to; give both or neither")
+    if teacher is not None:
+        check_name(teacher)
     if onnx:
         check_onnx()
     given = {"model": model, "weights": weights, "data": data}
@@ -151,6 +156,8 @@ def _source(
     """The network that the request names."""
     named = [f"--{name}" for name, value in given.items() if value is not None]
     if run is not None:
+        if given["weights"] is not None:
+            raise UserError("--run and --weights both name what to export; give one of them")
         if named or settings:
             flag = (named or ["--set"])[0]
             raise UserError(f"{flag} goes with --weights; a run knows its network and its data")
@@ -167,7 +174,7 @@ def _source(
         "data": given["data"],
         "data_dir": None if data_dir is None else str(data_dir),
     }
-    recipe = resolve_flags("train", None, settings, flags)
+    recipe = resolve_flags("train", None, settings, flags, whole=False)
     facts: dict[str, Any] = {} if given["data"] is None else {"dataset": given["data"]}
     if recipe.data.image_size is not None:
         facts["image_size"] = [recipe.data.image_size] * 2

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, UserError
+from tutelage.methods import create_method, method_names
 from tutelage.models.branches import branch_width
 from tutelage.models.network import Ask
 from tutelage.models.weights import read_state_dict
@@ -31,7 +32,7 @@ from tutelage.training.distributed import (
     wait_for_all,
 )
 from tutelage.training.evaluate import evaluate as evaluate_network
-from tutelage.training.flags import resolve_flags
+from tutelage.training.flags import resolve_evaluation, resolve_flags
 from tutelage.training.hardware import pick_device, place, set_up_torch
 from tutelage.training.loading import image_size, load_data
 from tutelage.training.loop import Trainer
@@ -109,15 +110,35 @@ def mutual(
         **flags: As for `distill`; ``method`` is ``hssakd`` unless given.
 
     Raises:
-        UserError: As `distill`, or peers are named beside a resolved recipe, which has its own.
+        UserError: The method trains one network alone, or peers are named beside a resolved recipe, which has
+            its own; otherwise as for `distill`.
+        TutelageError: As for `distill`.
     """
     names = list(peers)
+    if flags.get("method") is not None:  # first, as other methods don't know method.networks either
+        check_mutual(flags["method"])
     if names:
         listed = ", ".join(f"{{name: {name}}}" for name in names)
         settings = [f"peers=[{listed}]", f"method.networks={len(names) + 1}", *settings]
     if recipe is None and flags.get("method") is None:
         flags["method"] = "hssakd"
-    return _start("distill", recipe, out, settings, reporter, flags)
+    resolved = resolve_flags("distill", recipe, settings, flags)
+    check_mutual(resolved.method["name"])
+    return _start("distill", resolved, out, (), reporter, {})
+
+
+def check_mutual(method: str) -> None:
+    """Refuse a method that trains one network.
+
+    Raises:
+        UserError: It does.
+    """
+    if create_method(method).needs.students < 2:
+        several = [name for name in method_names() if create_method(name).needs.students > 1]
+        raise UserError(
+            f"method '{method}' trains one network; take one of networks that teach each other "
+            f"({', '.join(several)}), or use 'tutelage distill' or 'tutelage train'"
+        )
 
 
 def _start(
@@ -255,7 +276,7 @@ def evaluate(
         pretrained: Measure timm's pretrained weights, where no others are given.
         device: Where to compute.
         batch_size: Images at a time; changes no result.
-        settings: ``key.path=value`` overrides of the recipe.
+        settings: ``key.path=value``, such as ``data.image_size=224``.
         reporter: Where a warning is shown; None shows nothing.
 
     Returns:
@@ -263,7 +284,7 @@ def evaluate(
         None), ``warning`` (a sentence when the two differ, or None), the normalisation and the device.
 
     Raises:
-        UserError: Unknown names, unreadable data or weights, other class count.
+        UserError: Unknown names, unreadable data or weights, other class count, a setting of training.
     """
     flags = {
         "model": model,
@@ -275,7 +296,7 @@ def evaluate(
         "device": device,
     }
     size = [] if batch_size is None else [f"data.eval_batch_size={batch_size}"]
-    recipe = resolve_flags("train", None, [*size, *settings], flags)
+    recipe = resolve_evaluation([*size, *settings], flags)
     name = recipe.student.name
     if not recipe.student.has_weights:
         raise UserError(
@@ -287,7 +308,7 @@ def evaluate(
         loaded = load_data(recipe, chosen)
         given = normalisation(recipe)
         ask = branches_of(recipe)
-        network = build_network(recipe.student, loaded, given, ask, "frozen", "model")
+        network = build_network(recipe.student, loaded, given, ask, "frozen", "model", recipe.data)
         place(network, chosen, recipe.runtime.channels_last)
         batches = loaded.eval_batches("test", recipe.data.eval_batch_size)
         result = evaluate_network(network, batches, ask.branches // loaded.info.num_classes)

@@ -19,8 +19,10 @@ from tutelage.models.pretrained import pretrained_state
 from tutelage.models.reading import ImportedWeights, read_state_dict
 from tutelage.models.weights import joint_state
 from tutelage.recipes import ModelRecipe, Recipe
+from tutelage.recipes.schema import DataRecipe
 from tutelage.training.class_lists import check_classes
 from tutelage.training.distributed import with_synchronised_norms
+from tutelage.training.flags import fine_tuning
 from tutelage.training.loading import image_size
 from tutelage.training.preprocessing import RGB, own_normalisation, own_size, preprocessing
 
@@ -48,6 +50,7 @@ def build_network(
     ask: Ask,
     role: Role,
     name: str,
+    recipe: DataRecipe,
     synchronised: bool = False,
 ) -> Network:
     """Create one network, load its weights, and put its own image size and normalisation in front.
@@ -59,6 +62,7 @@ def build_network(
         ask: What it must hand over.
         role: "trained", "frozen", or "branches" for a frozen one whose branches are trained.
         name: What messages call it.
+        recipe: The data's part of the recipe, for the command that a message advises.
         synchronised: Whether batch norms that train count the images of all processes.
 
     Raises:
@@ -68,12 +72,13 @@ def build_network(
     model = create_network(part.name, data.info.num_classes, **made)
     imported, source = _weights(part, made, name), _source(part, name)
     notes: tuple[str, ...] = ()
-    if imported is not None:
-        notes = _give_weights(model, imported, part, role, source, data.info.name)
-    if role != "trained":
-        check_classes(part, data.info, source)
     given_size = image_size(data)
     size = own_size(part, role != "trained", given_size)
+    if imported is not None:
+        advice = fine_tuning(part, recipe, None if size == given_size else size[0])
+        notes = _give_weights(model, imported, part, role, source, advice)
+    if role != "trained":
+        check_classes(part, data.info, source)
     check_input(model, size)
     if synchronised and role == "trained":
         model = with_synchronised_norms(model)
@@ -123,7 +128,7 @@ def _weights(part: ModelRecipe, settings: dict[str, Any], name: str) -> Imported
 
 
 def _give_weights(
-    model: nn.Module, imported: ImportedWeights, part: ModelRecipe, role: Role, source: str, dataset: str
+    model: nn.Module, imported: ImportedWeights, part: ModelRecipe, role: Role, source: str, advice: str
 ) -> tuple[str, ...]:
     """Load the weights, with a new classifier where that is wanted; see `load_into`.
 
@@ -140,11 +145,7 @@ def _give_weights(
             return load_into(model, imported.state, source, reset_head=True)
         if role == "trained":
             raise UserError(f"{error}, or drop the weights' classifier with --reset-head") from error
-        how = f"--weights {part.weights} --reset-head" if part.weights else "--pretrained"
-        raise UserError(
-            f"{error}; to make it one for {dataset}, fine-tune it first: tutelage train --model {part.name} "
-            f"{how} --data {dataset}"
-        ) from error
+        raise UserError(f"{error}; to make it one for these data, fine-tune it first: {advice}") from error
 
 
 def network_facts(part: ModelRecipe, network: Network, image_size: tuple[int, int]) -> dict[str, Any]:

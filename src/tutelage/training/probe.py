@@ -13,7 +13,7 @@ import torch
 
 from tutelage.data import dataset_info
 from tutelage.errors import UserError
-from tutelage.files import write_json
+from tutelage.files import named_path, write_json
 from tutelage.models.network import check_input
 from tutelage.models.network import probe as probe_shapes
 from tutelage.models.weights import save_weights
@@ -29,6 +29,7 @@ from tutelage.training.probe_features import Backbone, load_images
 from tutelage.training.probe_network import first_weights, frozen_network, own_side
 from tutelage.training.probe_training import fit_lbfgs, summary, train_sgd
 from tutelage.training.progress import Reporter
+from tutelage.training.schedules import warmup_warning
 from tutelage.training.starting import RUNS_FOLDER, numbered_folder
 from tutelage.training.versions import versions
 
@@ -141,13 +142,13 @@ def check_folder(out: str | Path | None) -> None:
     """Check that a record can be written to ``out``, or below ``runs/``, before any work is done for it.
 
     Raises:
-        UserError: It holds a record already, or is a file.
+        UserError: It holds a record or a classifier already, is a file, or its name is empty.
         TutelageError: It can't be written.
     """
-    folder = Path(out) if out is not None else RUNS_FOLDER
+    folder = named_path(out) if out is not None else RUNS_FOLDER
     if (folder / RECORD).exists():
         raise UserError(f"{folder} already holds a probe; choose another --out")
-    RunFolder.claim(folder)
+    RunFolder.claim(folder, written=() if out is None else ("classifier.*",))
 
 
 def _run(
@@ -179,6 +180,9 @@ def _run(
     reporter.say(
         f"{recipe.model.name}: {width} features, {images.train_size:,} training images of {info.name}"
     )
+    slow = None if recipe.sgd is None else warmup_warning(recipe.sgd.schedule)
+    if slow:
+        reporter.warn(slow)
     test = backbone.features("test")
     if recipe.sgd is not None:
         trained = train_sgd(backbone, test, first, recipe, recipe.sgd, reporter)

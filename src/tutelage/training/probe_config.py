@@ -110,15 +110,18 @@ class ProbeRecipe(Section):
     lbfgs: LbfgsRecipe | None = Field(None, description="Fit by L-BFGS.")
     runtime: ProbeRuntime = Field(default_factory=ProbeRuntime)
 
-    @model_validator(mode="after")
-    def _one_classifier(self) -> ProbeRecipe:
-        if (self.sgd is None) == (self.lbfgs is None):
+    @model_validator(mode="before")
+    @classmethod
+    def _one_classifier(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # Before the fields: what the wrong one of the two lacks is no way out.
+        sgd, lbfgs = values.get("sgd"), values.get("lbfgs")
+        if (sgd is None) == (lbfgs is None):
             raise UserError(
-                f"protocol '{self.protocol}' takes either sgd or lbfgs, not "
-                f"{'both' if self.sgd else 'neither'}; --epochs, --batch-size and --set sgd.* are for the "
+                f"protocol '{values.get('protocol')}' takes either sgd or lbfgs, not "
+                f"{'neither' if sgd is None else 'both'}; --epochs, --batch-size and --set sgd.* are for the "
                 "protocols that train by SGD"
             )
-        return self
+        return values
 
 
 _PAPERS: dict[str, Any] = {

@@ -44,6 +44,17 @@ def learning_rate(
     return base
 
 
+def warmup_warning(schedule: ScheduleRecipe) -> str | None:
+    """A sentence when a run ends before its warm-up, as a short trial of a long recipe does; else None."""
+    if not schedule.warmup_epochs or schedule.warmup_epochs < schedule.epochs:
+        return None
+    return (
+        f"no epoch has the full learning rate, because the warm-up (schedule.warmup_epochs="
+        f"{schedule.warmup_epochs}) lasts as long as the run (schedule.epochs={schedule.epochs}) or longer; "
+        "shorten the one or lengthen the other"
+    )
+
+
 def _cycle(position: int, schedule: ScheduleRecipe) -> tuple[int, int]:
     """First epoch and length of the cosine cycle that ``position`` falls into."""
     if schedule.period is None:

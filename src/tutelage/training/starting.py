@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError
-from tutelage.recipes import Recipe, resolve
-from tutelage.runs.record import RunFolder
+from tutelage.files import named_path
+from tutelage.recipes import Recipe, dump, resolve
+from tutelage.runs.record import WRITTEN, RunFolder
 from tutelage.training.build import Parts
 from tutelage.training.distributed import restarted
 from tutelage.training.evaluate import evaluate as evaluate_network
@@ -16,6 +17,7 @@ from tutelage.training.hardware import surroundings
 from tutelage.training.loading import image_size
 from tutelage.training.networks import network_facts, student_recipes
 from tutelage.training.progress import Reporter
+from tutelage.training.schedules import warmup_warning
 
 RUNS_FOLDER = Path("runs")
 EXPECTED_MARGIN = 0.5
@@ -34,14 +36,15 @@ def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
         recipe: Of the run.
 
     Raises:
-        UserError: The folder holds another run, or one that nobody restarted.
+        UserError: The folder holds another run, one that nobody restarted, or files that the run would
+            overwrite; or its name is empty.
         TutelageError: It can't be written.
     """
-    folder = Path(out) if out is not None else RUNS_FOLDER
+    folder = named_path(out) if out is not None else RUNS_FOLDER
     run = RunFolder(folder)
     if restarted() and run.facts_file.exists() and resolve(str(run.recipe)).hash() == recipe.hash():
         return folder, True
-    RunFolder.claim(folder)
+    RunFolder.claim(folder, dump(recipe), () if out is None else WRITTEN)
     return folder, False
 
 
@@ -78,6 +81,9 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
     """What is known before the first step: versions, protocol, fingerprints, the teacher's accuracy now."""
     size = image_size(parts.data)
     say_what_networks_get(parts, size, reporter)
+    slow = warmup_warning(recipe.schedule)
+    if slow:
+        reporter.warn(slow)
     teacher = None
     if parts.nets.teacher is not None and recipe.teacher is not None:
         batches = parts.data.eval_batches("test", recipe.data.eval_batch_size)
