@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tutelage.data.crops import VIEWS, ResizedCrop
+from tutelage.data.raster import open_image
 from tutelage.data.sources import Source
 
 GRACE = 20
@@ -77,7 +77,7 @@ class Cut(Dataset[Item]):
         split, row, view = place
         try:
             with self.sources[split].open(row) as file:
-                image = Image.open(file)
+                image = open_image(file)
                 image.load()
             decoded = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
         except Exception:  # what a decoder raises for damaged content is anybody's guess
