@@ -102,6 +102,35 @@ def test_a_very_long_image_is_cut_at_its_centre() -> None:
     assert (top, h, w) == (0, 10, 13) and left == (1000 - 13) // 2
 
 
+@pytest.mark.parametrize("size", [(30000, 1), (3, 20001)])
+def test_a_line_of_pixels_takes_no_gigabytes(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+
+    def resized(self: Image.Image, to: tuple[int, int], *arguments: object, **options: object) -> Image.Image:
+        nonlocal largest
+        largest = max(largest, to[0] * to[1])
+        assert largest < 2**21
+        return plain(self, to, *arguments, **options)
+
+    plain = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", resized)
+    image = Image.new("RGB", size, (90, 60, 30))
+    for view in range(4):
+        assert ResizedCrop(224)(image, view).flatten(1).unique(dim=1).flatten().tolist() == [90, 60, 30]
+    assert largest
+
+
+def test_the_centre_of_a_very_long_image_is_shown() -> None:
+    ramp = torch.linspace(0, 255, 999).round().to(torch.uint8).expand(3, 9, 999)
+    image = transforms.functional.to_pil_image(ramp)
+    reference = transforms.Compose(
+        [transforms.Resize(36), transforms.CenterCrop(32), transforms.PILToTensor()]
+    )
+    assert (ResizedCrop(32)(image, 0).int() - reference(image).int()).abs().max() <= 1
+    upright = ResizedCrop(32)(image.transpose(Image.Transpose.TRANSPOSE), 0)
+    assert torch.equal(upright, ResizedCrop(32)(image, 0).transpose(1, 2))
+
+
 def test_half_of_the_views_are_mirrored() -> None:
     image = Image.new("RGB", (64, 64))
     image.paste((255, 0, 0), (0, 0, 32, 64))  # the left half is red

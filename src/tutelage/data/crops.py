@@ -13,13 +13,20 @@ from torchvision.transforms import functional as TF
 VIEWS = 2**31
 """Number of views; 0 is the plain one, the centre of the image."""
 
+LONGEST = 20
+"""Longer over shorter side up to which the whole of an image is resized for its centre.
+
+A file of a hundred bytes can hold a line of 60000 pixels, which would take gigabytes as 256 of them.
+"""
+
 
 @dataclass(frozen=True)
 class ResizedCrop:
     """torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip(0.5)``, drawn from the view's number.
 
     View 0 is what images are evaluated as: the shorter side resized to size / crop_share, the centre cut
-    out. As each view has a generator of its own, any process or thread gives the same pixels.
+    out. (Images longer than `LONGEST` times their width lose their ends before.) As each view has a generator
+    of its own, any process or thread gives the same pixels.
 
     Attributes:
         size: Side of the result, in pixels.
@@ -38,7 +45,7 @@ class ResizedCrop:
     def __call__(self, image: Image.Image, view: int) -> Tensor:
         """Cut ``view`` out of ``image``: `[3, size, size]` uint8."""
         if view == 0:
-            resized = TF.resize(image, math.floor(self.size / self.crop_share))
+            resized = TF.resize(_without_ends(image), math.floor(self.size / self.crop_share))
             return TF.pil_to_tensor(TF.center_crop(resized, [self.size, self.size]))
         generator = torch.Generator().manual_seed(view)
         top, left, height, width = self._window(image.height, image.width, generator)
@@ -63,3 +70,13 @@ class ResizedCrop:
         w = min(width, round(height * shape))
         h = min(height, round(w / shape))
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """The image, cut around its centre to a shape that can be resized."""
+    most = LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    # An even number of pixels goes away, so that the centre stays where it is to the fraction of a pixel.
+    left, top = ((side - most) // 2 if side > most else 0 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))

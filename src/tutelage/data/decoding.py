@@ -81,9 +81,16 @@ class Cut(Dataset[Item]):
                 image.load()
             decoded = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
         except Exception:  # what a decoder raises for damaged content is anybody's guess
-            black = torch.zeros(self.crop.size, self.crop.size, 3, dtype=torch.uint8)
-            return Item(black, row, view, False)
-        return Item(self.crop(decoded, view % VIEWS).permute(1, 2, 0), row, view, True)
+            return self._unreadable(row, view)
+        try:
+            cut = self.crop(decoded, view % VIEWS)
+        except (OSError, ValueError, MemoryError):  # what resizing raises for odd sizes; not our mistakes
+            return self._unreadable(row, view)
+        return Item(cut.permute(1, 2, 0), row, view, True)
+
+    def _unreadable(self, row: int, view: int) -> Item:
+        black = torch.zeros(self.crop.size, self.crop.size, 3, dtype=torch.uint8)
+        return Item(black, row, view, False)
 
 
 def collate(items: Sequence[Item]) -> Loaded:
