@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
@@ -15,6 +16,7 @@ from tutelage.data.crops import ResizedCrop
 from tutelage.data.decoding import Cut, Item, Place
 from tutelage.data.download import RemoteFile
 from tutelage.data.folders import Files
+from tutelage.data.raster import open_image, to_rgb
 from tutelage.data.tiny_imagenet import load_tiny_imagenet
 from tutelage.data.tiny_imagenet_preparation import prepare_tiny_imagenet
 from tutelage.errors import UserError
@@ -87,3 +89,58 @@ def test_other_formats_are_not_whatever_their_names(tmp_path: Path) -> None:
     assert not shown(tmp_path / "a.png").good
     (tmp_path / "b.png").write_bytes(jpeg(80))  # a wrong name alone is harmless
     assert shown(tmp_path / "b.png").good
+
+
+def levels() -> np.ndarray:
+    """All grey levels of 8 bits, and what they are in 16: 257 times as much."""
+    return np.arange(256).reshape(16, 16)
+
+
+def encoded(array: np.ndarray, kind: str) -> BytesIO:
+    file = BytesIO()
+    Image.fromarray(array).save(file, kind)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF", "big-endian TIFF"])
+def test_grey_of_16_bits_is_scaled(tmp_path: Path, kind: str) -> None:
+    deep = (levels() * 257).astype(">u2" if kind.startswith("big") else "<u2")
+    path = tmp_path / "deep"
+    path.write_bytes(encoded(deep, kind.split()[-1]).getvalue())
+    item = shown(path, 16)
+    assert item.good and all(np.array_equal(item.image[..., channel], levels()) for channel in range(3))
+
+
+def test_it_is_scaled_too_where_pillow_opens_it_in_32_bits() -> None:
+    """Pillow before 10.3 opens PNG so."""
+    image = Image.fromarray((levels() * 257).astype(np.int32))
+    image.format = "PNG"
+    assert np.array_equal(np.asarray(to_rgb(image))[..., 1], levels())
+
+
+def test_grey_of_12_bits_in_a_tiff_is_not_black() -> None:
+    """Two pixels, 0 and 4095, packed into three bytes."""
+    file = encoded(np.zeros((1, 2), np.uint16), "TIFF")
+    image = Image.open(file)
+    raw = bytearray(file.getvalue())
+    start = image.tag_v2[273][0]
+    raw[start : start + 3] = bytes.fromhex("000fff")
+    at = raw.index((258).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    raw[at + 8 : at + 10] = (12).to_bytes(2, "little")
+    found = open_image(BytesIO(bytes(raw)))
+    assert np.asarray(found).tolist() == [[0, 4095]]
+    assert np.asarray(to_rgb(found))[..., 0].tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_grey_without_a_known_range_is_unreadable(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "odd.tif"
+    path.write_bytes(encoded((levels() / 255).astype(kind), "TIFF").getvalue())
+    assert not shown(path).good
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_other_modes_are_converted_as_before(mode: str) -> None:
+    image = Image.fromarray(levels().astype(np.uint8)).convert("RGB").convert(mode)
+    assert to_rgb(image).tobytes() == image.convert("RGB").tobytes()

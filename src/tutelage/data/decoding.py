@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tutelage.data.crops import VIEWS, ResizedCrop
-from tutelage.data.raster import open_image
+from tutelage.data.raster import open_image, to_rgb
 from tutelage.data.sources import Source
 
 GRACE = 20
@@ -79,7 +79,7 @@ class Cut(Dataset[Item]):
             with self.sources[split].open(row) as file:
                 image = open_image(file)
                 image.load()
-            decoded = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
+            decoded = to_rgb(image)
         except Exception:  # what a decoder raises for damaged content is anybody's guess
             return self._unreadable(row, view)
         try:
