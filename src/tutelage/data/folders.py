@@ -47,8 +47,10 @@ class Files(Source):
 def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TEST_NAMES) -> StoredImages:
     """Look for ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``, or ``validation``).
 
-    The classes are the folders of ``train`` in alphabetical order. A flat ``val`` whose labels stand in
-    ``meta/val.txt`` (lines of file name and class number) is read as well, ImageNet's layout in PACKD.
+    The classes are the folders of ``train`` in alphabetical order. Names that start with a dot are passed
+    over, be they classes or files: they are what macOS, editors and notebooks leave behind. A flat ``val``
+    whose labels stand in ``meta/val.txt`` (lines of file name and class number) is read as well, ImageNet's
+    layout in PACKD.
 
     Args:
         info: Of the dataset, without classes and numbers of images.
@@ -72,7 +74,7 @@ def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TE
     classes = _class_names(train_folder)
     train = _by_class(train_folder, classes)
     listed = find_list(folder)
-    flat = not any(entry.is_dir() for entry in test_folder.iterdir())
+    flat = not _folders_in(test_folder)
     if flat and listed is not None:
         test = _by_list(test_folder, listed, len(classes))
     else:
@@ -82,8 +84,17 @@ def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TE
     return StoredImages(found, train, test)
 
 
+def is_hidden(path: Iterable[str]) -> bool:
+    """Whether a file, or a folder on the way to it, has a name that starts with a dot."""
+    return any(part.startswith(".") for part in path)
+
+
+def _folders_in(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not is_hidden((e.name,))))
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    names = _folders_in(folder)
     if not names:
         raise UserError(f"{folder} has no class folders; put each class's images into a folder of its own")
     return names
@@ -93,9 +104,14 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        here = sorted(str(p) for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        inside = folder / name
+        here = sorted(
+            str(path)
+            for path in inside.rglob("*")
+            if path.suffix.lower() in IMG_EXTENSIONS and not is_hidden(path.relative_to(inside).parts)
+        )
         if not here:
-            raise UserError(f"{folder / name} has no images ({', '.join(IMG_EXTENSIONS)})")
+            raise UserError(f"{inside} has no images ({', '.join(IMG_EXTENSIONS)})")
         paths += here
         labels += [label] * len(here)
     return Files(paths, torch.tensor(labels))
