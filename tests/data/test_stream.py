@@ -46,13 +46,35 @@ def test_a_flat_validation_folder_is_read_through_its_list(fruit: Path, lists: s
         (fruit / "val" / name).rmdir()
     (fruit / lists).mkdir()
     (fruit / lists / "val.txt").write_text("\n".join(reversed(lines)) + "\n")
-    assert load_dataset("imagenet", fruit).test.labels.tolist() == [2, 2, 1, 1, 0, 0]
+    assert load_dataset("folder", fruit).test.labels.tolist() == [2, 2, 1, 1, 0, 0]
     (fruit / lists / "val.txt").write_text("nowhere.jpg 0\n")
     with pytest.raises(UserError, match=r"names .*nowhere\.jpg, which is not there"):
-        load_dataset("imagenet", fruit)
+        load_dataset("folder", fruit)
     (fruit / lists / "val.txt").write_text("apple0.JPEG 3\n")
     with pytest.raises(UserError, match=r"line 1 .*class number below 3"):
+        load_dataset("folder", fruit)
+
+
+def test_imagenet_has_imagenets_classes(tmp_path: Path, fruit: Path) -> None:
+    """By the name alone weights and records tell what their classes are."""
+    with pytest.raises(
+        UserError, match=r"class 'apple' is none of them \(3 classes for 1000\).*--data folder"
+    ):
         load_dataset("imagenet", fruit)
+    info, folder = dataset_info("imagenet"), tmp_path / "whole"
+    for part in ("train", "val"):
+        for name in info.class_names:
+            (folder / part / name).mkdir(parents=True)
+            (folder / part / name / "0.JPEG").touch()
+    found = load_dataset("imagenet", folder)
+    assert (found.info.class_names, found.info.test_count) == (info.class_names, 1000)
+    for part in ("train", "val"):
+        (folder / part / info.class_names[7] / "0.JPEG").unlink()
+        (folder / part / info.class_names[7]).rmdir()
+    with pytest.raises(
+        UserError, match=rf"class '{info.class_names[7]}' is missing \(999 classes for 1000\)"
+    ):
+        load_dataset("imagenet", folder)
 
 
 def test_folders_that_do_not_fit_are_refused_in_a_sentence(fruit: Path) -> None:

@@ -209,9 +209,25 @@ def given_folder(info: DatasetInfo, folder: Path | None, download: bool) -> Path
     return folder
 
 
-@register_dataset(IMAGENET)
 @register_dataset(FOLDER)
 def _load(info: DatasetInfo, folder: Path | None, download: bool) -> StoredImages:
     place = given_folder(info, folder, download)
     inner = place / info.name  # where 'tutelage data prepare' puts it
     return scan_folders(info, inner if not (place / "train").exists() and inner.is_dir() else place)
+
+
+@register_dataset(IMAGENET)
+def _load_imagenet(info: DatasetInfo, folder: Path | None, download: bool) -> StoredImages:
+    """An image folder, whose classes must be ImageNet's.
+
+    By its name alone weights and records tell what their classes are.
+    """
+    found = _load(info, folder, download)
+    odd = sorted(set(found.info.class_names) ^ set(info.class_names))
+    if odd:
+        what = "is missing" if odd[0] in info.class_names else "is none of them"
+        raise UserError(
+            f"{folder} is not {info.name}: class '{odd[0]}' {what} ({found.info.num_classes} classes for "
+            f"{info.num_classes}); complete it, or give --data folder for images of other classes"
+        )
+    return found
