@@ -236,6 +236,13 @@ def test_classes_of_both_parts_must_agree(shards: Path, fruit: Path) -> None:
         load_dataset("wds", shards)
 
 
+def test_one_high_class_number_takes_no_memory(shards: Path, fruit: Path) -> None:
+    files = sample("x", 999_999_999, fruit / "train" / "apple" / "0.JPEG")
+    pack(shards / "fruit-train-009.tar", files)
+    with pytest.raises(UserError, match=r"image of class 999999999, but 16 training images in all"):
+        load_dataset("wds", shards)
+
+
 def test_what_is_wrong_with_the_request_is_told(shards: Path) -> None:
     with pytest.raises(UserError, match="needs a folder"):
         load_dataset("wds")

@@ -20,7 +20,7 @@ from tutelage.data.catalog import Choice, DatasetInfo, register_dataset
 from tutelage.data.folders import FOLDER, given_folder
 from tutelage.data.packed import Index, Member, find_split, indexed, members, opened, packed, read_at
 from tutelage.data.progress import advancing
-from tutelage.data.sources import TEST_NAMES, TRAIN_NAMES, StoredImages, check_labels
+from tutelage.data.sources import TEST_NAMES, TRAIN_NAMES, StoredImages, check_labels, numbered
 from tutelage.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -204,7 +204,7 @@ def _kinds(sample: Mapping[str, Member]) -> str:
 def _class_names(folder: Path, labels: np.ndarray) -> tuple[str, ...]:
     path = next((folder / name for name in NAME_LISTS if (folder / name).is_file()), None)
     if path is None:
-        return tuple(str(number) for number in range(labels.max(initial=-1) + 1))
+        return numbered(labels, folder)
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
 

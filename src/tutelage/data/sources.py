@@ -99,6 +99,26 @@ def check_labels(train: np.ndarray, test: np.ndarray, names: Sequence[str], wher
         )
 
 
+def numbered(labels: np.ndarray, where: object) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers.
+
+    Args:
+        labels: `[n]` class numbers of the training images.
+        where: They are from, for messages.
+
+    Raises:
+        UserError: There can't be so many classes, as each has an image. One damaged number would otherwise
+            take all memory here.
+    """
+    highest = int(labels.max(initial=-1))
+    if highest >= len(labels):
+        raise UserError(
+            f"{where} has a training image of class {highest}, but {len(labels)} training images in all, too "
+            "few for each class from 0 to have one; correct the class numbers"
+        )
+    return tuple(str(number) for number in range(highest + 1))
+
+
 class Names:
     """Many strings in two arrays.
 
