@@ -50,8 +50,12 @@ def test_a_flat_validation_folder_is_read_through_its_list(fruit: Path, lists: s
     (fruit / lists / "val.txt").write_text("nowhere.jpg 0\n")
     with pytest.raises(UserError, match=r"names .*nowhere\.jpg, which is not there"):
         load_dataset("folder", fruit)
-    (fruit / lists / "val.txt").write_text("apple0.JPEG 3\n")
-    with pytest.raises(UserError, match=r"line 1 .*class number below 3"):
+    for line in ("apple0.JPEG 3", "apple0.JPEG ²", f"apple0.JPEG {'9' * 5000}"):
+        (fruit / lists / "val.txt").write_text(line, encoding="utf-8")
+        with pytest.raises(UserError, match=r"line 1 .*class number below 3"):
+            load_dataset("folder", fruit)
+    (fruit / lists / "val.txt").write_bytes(b"\xff 0")
+    with pytest.raises(UserError, match=r"val\.txt is no text in UTF-8"):
         load_dataset("folder", fruit)
 
 

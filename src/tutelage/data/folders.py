@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tutelage.data.catalog import IMAGENET_NORMALISATION, DatasetInfo, register_dataset
-from tutelage.data.sources import TEST_NAMES, Names, Source, StoredImages
+from tutelage.data.sources import TEST_NAMES, Names, Source, StoredImages, read_lines
 from tutelage.errors import UserError
 
 LISTS = ("meta", "metas")
@@ -142,11 +143,12 @@ def read_list(listed: Path, classes: int) -> list[tuple[str, int]]:
         UserError: A line is something else.
     """
     entries: list[tuple[str, int]] = []
-    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(listed), start=1):
         name, _, label = line.rpartition(" ")
-        if not name or not label.isdigit() or int(label) >= classes:
+        if not name or not re.fullmatch(r"[0-9]{1,9}", label) or int(label) >= classes:
             raise UserError(
-                f"line {number} of {listed} is no file name with a class number below {classes}: {line!r}"
+                f"line {number} of {listed} is no file name with a class number below {classes}: "
+                f"{line[:80]!r}"
             )
         entries.append((name, int(label)))
     return entries

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -68,6 +69,20 @@ class StoredImages:
     def train_labels(self) -> Tensor:
         """`[n]` int64 labels of the training images."""
         return self.train.labels
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that belongs to a dataset.
+
+    Raises:
+        UserError: It can't be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror or error}; check the path and rights") from error
 
 
 def check_labels(train: np.ndarray, test: np.ndarray, names: Sequence[str], where: object) -> None:
