@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 import tutelage
 from toys import CLASSES, draw_folders, draw_image
@@ -98,13 +99,39 @@ def test_folders_that_do_not_fit_are_refused_in_a_sentence(fruit: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (30, 90), (33, 33)])
-def test_the_plain_view_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
+def test_the_plain_view_is_torchvisions(tmp_path: Path, size: tuple[int, int], interpolation: str) -> None:
     draw_image(tmp_path / "image.png", 3, size)
     image = Image.open(tmp_path / "image.png")
+    kind = InterpolationMode.BILINEAR if interpolation == "bilinear" else InterpolationMode.BICUBIC
     reference = transforms.Compose(
-        [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
+        [transforms.Resize(256, kind), transforms.CenterCrop(224), transforms.PILToTensor()]
     )
-    assert torch.equal(ResizedCrop(224)(image, 0), reference(image))
+    assert torch.equal(ResizedCrop(224, interpolation=interpolation)(image, 0), reference(image))
+
+
+def test_the_filter_changes_neither_window_nor_side(tmp_path: Path) -> None:
+    """The bilinear views are those from before there was a choice."""
+    draw_image(tmp_path / "image.png", 3, (64, 48))
+    image, crops = Image.open(tmp_path / "image.png"), {}
+    for kind in ("bilinear", "bicubic", "random"):
+        crops[kind] = ResizedCrop(24, interpolation=kind)
+    cubic = 0
+    for view in range(1, 201):
+        generator = torch.Generator().manual_seed(view)
+        window = crops["random"]._window(48, 64, generator)
+        mirrored = torch.rand((), generator=generator) < 0.5
+        pair = []
+        for mode in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC):
+            cut = transforms.functional.resized_crop(image, *window, [24, 24], mode)
+            cut = transforms.functional.hflip(cut) if mirrored else cut
+            pair.append(transforms.functional.pil_to_tensor(cut))
+        assert torch.equal(crops["bilinear"](image, view), pair[0])
+        assert torch.equal(crops["bicubic"](image, view), pair[1])
+        found = crops["random"](image, view)
+        assert torch.equal(found, pair[0]) or torch.equal(found, pair[1])
+        cubic += int(torch.equal(found, pair[1]))
+    assert 75 < cubic < 125
 
 
 def test_random_windows_have_the_shares_and_shapes_of_torchvisions() -> None:
@@ -150,7 +177,11 @@ def test_the_centre_of_a_very_long_image_is_shown() -> None:
     ramp = torch.linspace(0, 255, 999).round().to(torch.uint8).expand(3, 9, 999)
     image = transforms.functional.to_pil_image(ramp)
     reference = transforms.Compose(
-        [transforms.Resize(36), transforms.CenterCrop(32), transforms.PILToTensor()]
+        [
+            transforms.Resize(36, InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+            transforms.PILToTensor(),
+        ]
     )
     assert (ResizedCrop(32)(image, 0).int() - reference(image).int()).abs().max() <= 1
     upright = ResizedCrop(32)(image.transpose(Image.Transpose.TRANSPOSE), 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 VIEWS = 2**31
@@ -31,6 +32,8 @@ class ResizedCrop:
     Attributes:
         size: Side of the result, in pixels.
         crop_share: Share of the resized side that evaluation shows (timm's ``crop_pct``).
+        interpolation: "bilinear", "bicubic", or "random" for either while training and bicubic in evaluation,
+            as in timm.
         scale: Smallest and largest share of the image's area.
         ratio: Smallest and largest width over height.
         flip: Whether half of the views are mirrored.
@@ -38,6 +41,7 @@ class ResizedCrop:
 
     size: int
     crop_share: float = 0.875
+    interpolation: str = "random"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
@@ -45,14 +49,18 @@ class ResizedCrop:
     def __call__(self, image: Image.Image, view: int) -> Tensor:
         """Cut ``view`` out of ``image``: `[3, size, size]` uint8."""
         if view == 0:
-            resized = TF.resize(_without_ends(image), math.floor(self.size / self.crop_share))
+            cubic = self.interpolation != "bilinear"
+            resized = TF.resize(_without_ends(image), math.floor(self.size / self.crop_share), _filter(cubic))
             return TF.pil_to_tensor(TF.center_crop(resized, [self.size, self.size]))
         generator = torch.Generator().manual_seed(view)
         top, left, height, width = self._window(image.height, image.width, generator)
-        cut = TF.resized_crop(image, top, left, height, width, [self.size, self.size])
-        if self.flip and torch.rand((), generator=generator) < 0.5:
-            cut = TF.hflip(cut)
-        return TF.pil_to_tensor(cut)
+        mirrored = self.flip and bool(torch.rand((), generator=generator) < 0.5)
+        # Drawn last, so that a view has the same window and side whatever the filter is.
+        cubic = self.interpolation == "bicubic" or (
+            self.interpolation == "random" and bool(torch.rand((), generator=generator) < 0.5)
+        )
+        cut = TF.resized_crop(image, top, left, height, width, [self.size, self.size], _filter(cubic))
+        return TF.pil_to_tensor(TF.hflip(cut) if mirrored else cut)
 
     def _window(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width: ten tries at a random window, else the largest central one allowed."""
@@ -70,6 +78,10 @@ class ResizedCrop:
         w = min(width, round(height * shape))
         h = min(height, round(w / shape))
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _filter(cubic: bool) -> InterpolationMode:
+    return InterpolationMode.BICUBIC if cubic else InterpolationMode.BILINEAR
 
 
 def _without_ends(image: Image.Image) -> Image.Image:

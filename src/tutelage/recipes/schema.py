@@ -65,6 +65,11 @@ class DataRecipe(Section):
         description="Share of the resized side that evaluation shows (timm's crop_pct), where images are "
         "resized.",
     )
+    interpolation: Literal["random", "bilinear", "bicubic"] = Field(
+        "random",
+        description="Filter for resizing; random is bilinear or bicubic while training and bicubic in "
+        "evaluation, as in timm.",
+    )
     augment: bool | str = Field(
         True,
         description="Random crop and flip (as the dataset allows) while training; autoaugment adds its "

@@ -69,7 +69,14 @@ def load_images(recipe: ProbeRecipe, size: int, given: tuple[RGB, RGB], device: 
     if workers is None:
         workers = min(os.cpu_count() or 1, MOST_WORKERS)
     return StreamData(
-        dataset, device, size, augment=varied, crop_share=wanted.crop_share, workers=workers, **common
+        dataset,
+        device,
+        size,
+        augment=varied,
+        crop_share=wanted.crop_share,
+        interpolation=wanted.interpolation,
+        workers=workers,
+        **common,
     )
 
 

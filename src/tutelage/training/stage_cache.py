@@ -29,6 +29,7 @@ from tutelage.training.preprocessing import normalisation
 from tutelage.training.shown import own_wish
 
 BATCHES = {
+    "interpolation",
     "color_jitter",
     "erase",
     "mixup",
@@ -40,7 +41,7 @@ BATCHES = {
     "drop_last",
 }
 """Settings of the data that training batches depend on; facts where they are not the defaults."""
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of a fact changes, so that older files are not found any more."""
 
 
