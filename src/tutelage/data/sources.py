@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -97,6 +98,20 @@ class StoredImages:
         return self.train.labels
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that belongs to a dataset.
+
+    Raises:
+        UserError: It can't be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror or error}; check the path and rights") from error
+
+
 def check_labels(train: np.ndarray, test: np.ndarray, names: Sequence[str], where: object) -> None:
     """Refuse class numbers that are unknown, and classes without training images.
 
@@ -124,6 +139,26 @@ def check_labels(train: np.ndarray, test: np.ndarray, names: Sequence[str], wher
             f"class {empty[0]} ('{names[empty[0]]}') has no training images in {where} ({len(empty)} of "
             f"{len(names)} classes have none); complete it"
         )
+
+
+def numbered(labels: np.ndarray, where: object) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers.
+
+    Args:
+        labels: `[n]` class numbers of the training images.
+        where: They are from, for messages.
+
+    Raises:
+        UserError: There can't be so many classes, as each has an image. One damaged number would otherwise
+            take all memory here.
+    """
+    highest = int(labels.max(initial=-1))
+    if highest >= len(labels):
+        raise UserError(
+            f"{where} has a training image of class {highest}, but {len(labels)} training images in all, too "
+            "few for each class from 0 to have one; correct the class numbers"
+        )
+    return tuple(str(number) for number in range(highest + 1))
 
 
 class Names:

@@ -50,6 +50,7 @@ class StreamData(ImageData):
         std: Triple | None = None,
         augment: bool = True,
         crop_share: float = 0.875,
+        interpolation: str = "random",
         train_indices: Tensor | None = None,
         val_indices: Tensor | None = None,
         channels_last: bool = True,
@@ -65,6 +66,7 @@ class StreamData(ImageData):
             std: Likewise.
             augment: False shows training images as they are evaluated.
             crop_share: See `ResizedCrop`.
+            interpolation: Likewise.
             train_indices: `[n]` rows of the training files to train on, in the order of `Batch.index`.
             val_indices: `[m]` rows of the training files held out for validation.
             channels_last: Memory format of the batches.
@@ -93,7 +95,7 @@ class StreamData(ImageData):
         if val_indices is not None and len(val_indices):
             self.splits["val"] = whole.part(val_indices)
         self._labels = {name: source.labels.to(self.device) for name, source in self.splits.items()}
-        self._crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
+        self._crop = ResizedCrop(self.info.image_size, crop_share, interpolation, flip=self.info.flip)
         self._decoder = Decoder(self.splits, self._crop, workers, pinned=self.device.type == "cuda")
 
     @property

@@ -28,6 +28,7 @@ from tutelage.training.networks import network_facts
 from tutelage.training.preprocessing import own_normalisation, sidecar_of
 from tutelage.training.progress import Reporter
 from tutelage.training.schedules import warmup_warning
+from tutelage.training.shown import unlike_noted
 from tutelage.training.stand_in import data_or_stand_in
 from tutelage.training.starting import accuracy_warning
 from tutelage.training.step import Step
@@ -130,6 +131,9 @@ def _networks(recipe: Recipe, parts: Parts, warnings: list[str]) -> dict[str, di
             f"the teacher '{recipe.teacher.name}' was made for {made_for[0]}x{made_for[1]} images, but gets "
             f"{gets[0]}x{gets[1]}; its accuracy is that at this size (teacher.image_size changes it)"
         )
+    other = unlike_noted(recipe, parts.data)
+    if other:
+        warnings.append(other)
     if not recipe.teacher.has_weights:
         warnings.append(
             f"the teacher '{recipe.teacher.name}' has random weights: accuracy not checked; a run needs "

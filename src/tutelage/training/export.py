@@ -42,6 +42,7 @@ from tutelage.training.latency import latencies
 from tutelage.training.loading import load_data
 from tutelage.training.preprocessing import Resize
 from tutelage.training.progress import Reporter
+from tutelage.training.shown import evaluation_filter
 from tutelage.training.versions import versions
 
 PROGRAM, ONNX, CARD, REPORT = "model.pt2", "model.onnx", "README.md", "export.json"
@@ -201,7 +202,11 @@ def check_images(
         TutelageError: The data were asked for and can't be had.
     """
     name = source.facts.get("dataset") or source.recipe.data.name
-    as_noted = {"image_size": preprocessing.input_size[0], "crop_share": preprocessing.crop_pct}
+    as_noted = {
+        "image_size": preprocessing.input_size[0],
+        "crop_share": preprocessing.crop_pct,
+        "interpolation": evaluation_filter(preprocessing.interpolation),
+    }
     if source.run:
         as_noted = {}  # the run's recipe knows how its images come about
     wanted = source.recipe.data.model_copy(

@@ -88,6 +88,7 @@ def _whole_data(recipe: Recipe, device: torch.device, dataset: Any) -> ImageData
             device,
             wanted.image_size,
             crop_share=wanted.crop_share,
+            interpolation=wanted.interpolation,
             augment=bool(wanted.augment),
             workers=decoders(recipe.runtime.workers),
             **common,
@@ -118,7 +119,12 @@ def resident_views(info: DatasetInfo, wanted: DataRecipe) -> Views:
     size = info.image_size
     if wanted.image_size not in (None, size):
         return ResizedViews(
-            size, wanted.image_size, wanted.crop_share, flip=info.flip, vary=bool(wanted.augment)
+            size,
+            wanted.image_size,
+            wanted.crop_share,
+            wanted.interpolation,
+            flip=info.flip,
+            vary=bool(wanted.augment),
         )
     return info.augment if wanted.augment else CropFlip(size, 0, False)
 

@@ -70,6 +70,7 @@ def load_images(recipe: ProbeRecipe, size: int, given: tuple[RGB, RGB], device: 
         size,
         augment=varied,
         crop_share=wanted.crop_share,
+        interpolation=wanted.interpolation,
         workers=decoders(recipe.runtime.workers),
         **common,
     )

@@ -30,6 +30,7 @@ from tutelage.training.shown import own_wish
 from tutelage.training.stopping import all_finite
 
 BATCHES = {
+    "interpolation",
     "color_jitter",
     "erase",
     "mixup",
