@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from tutelage.data.catalog import DatasetInfo
-from tutelage.data.digests import sampled
 from tutelage.errors import UserError
 
 TRAIN_NAMES = ("train",)
@@ -55,27 +53,6 @@ class Source(ABC):
     def marks(self) -> Iterator[bytes]:
         """What names and measures the rows in their order, if possible the same wherever they are stored."""
         return (self.name(row).encode("utf-8", "surrogateescape") for row in range(len(self)))
-
-    def content(self, row: int) -> bytes:
-        """The encoded image of a row; nothing where it can't be read."""
-        try:
-            with self.open(row) as file:
-                return file.read()
-        except OSError:
-            return b""
-
-    def identity(self) -> str:
-        """SHA-256 (hex) of what tells these rows from others: `marks`, and the content of some of them.
-
-        Reading all images would cost an epoch. Names and sizes notice that any was exchanged or left out, and
-        the sample that all were made anew, as on another side.
-        """
-        digest = hashlib.sha256()
-        for mark in self.marks():
-            digest.update(mark + b"\n")
-        for row in sampled(len(self)).tolist():
-            digest.update(hashlib.sha256(self.content(row)).digest())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any
@@ -18,7 +19,7 @@ from tutelage.data.digests import digest, sampled
 from tutelage.data.epochs import ImageData, check_batch_size, check_indices
 from tutelage.data.finish import Erasing, Finish, Policy
 from tutelage.data.mixing import Mix
-from tutelage.data.sources import StoredImages
+from tutelage.data.sources import Source, StoredImages
 from tutelage.errors import TutelageError
 
 TOLERATED = 0.001
@@ -104,9 +105,13 @@ class StreamData(ImageData):
         return self._labels["train"]
 
     def identity(self) -> dict[str, Any]:
-        """See `ImageData`; images are told apart as `Source.identity` says."""
+        """See `ImageData`; of images names and sizes, and the content of some: all would take an epoch."""
+        names = hashlib.sha256()
+        for mark in self.splits["train"].marks():
+            names.update(mark + b"\n")
         return {
-            "images": self.splits["train"].identity(),
+            "images": self.digest("train"),
+            "names": names.hexdigest(),
             "views": repr(self._crop) if self._augment else "plain",
             "mean": self.finish.mean.flatten().tolist(),
             "std": self.finish.std.flatten().tolist(),
@@ -120,7 +125,7 @@ class StreamData(ImageData):
         """See `ImageData`; of the encoded images, and nothing of one that can't be read."""
         self.check_split(split)
         source = self.splits[split]
-        return digest(source.labels, map(source.content, sampled(len(source)).tolist()))
+        return digest(source.labels, (_content(source, row) for row in sampled(len(source)).tolist()))
 
     def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """See `ImageData`."""
@@ -181,6 +186,14 @@ class StreamData(ImageData):
                 f"{len(self.unreadable)} of {total} image files can't be read, {min(self.unreadable)} among "
                 "them; replace or remove them"
             )
+
+
+def _content(source: Source, row: int) -> bytes:
+    try:
+        with source.open(row) as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _places(split: str, rows: Tensor, views: Tensor) -> list[Place]:

@@ -44,10 +44,15 @@ def check_teacher(run: RunFolder, recipe: Recipe, nets: Networks) -> None:
     Raises:
         UserError: Its weights are.
     """
-    noted = (run.facts().get("teacher") or {}).get("weights_hash")
-    if nets.teacher is None or recipe.teacher is None or noted is None:
+    noted = run.facts().get("teacher") or {}
+    if nets.teacher is None or recipe.teacher is None:
         return
-    if weights_hash(nets.teacher.model) != noted:
+    # Branches are part of the file, but not of the model; the file's hash differs where keys are renamed.
+    if nets.teacher.branches is not None:
+        before, now = noted.get("origin_hash"), nets.teacher.origin
+    else:
+        before, now = noted.get("weights_hash"), weights_hash(nets.teacher.model)
+    if before not in (None, now):
         source = recipe.teacher.weights or f"the pretrained weights of {recipe.teacher.name}"
         raise UserError(
             f"the teacher's weights ({source}) are not those that the run in {run.path} began with; put them "
