@@ -12,6 +12,7 @@ from tutelage.models.network import Network
 from tutelage.recipes import ModelRecipe, Recipe
 from tutelage.training.anatomy import Part, describe_network_taps, describe_parts, stages_of
 from tutelage.training.build import Parts, assemble
+from tutelage.training.distributed import remembered
 from tutelage.training.evaluate import evaluate
 from tutelage.training.flags import resolve_flags
 from tutelage.training.hardware import amp_type, pick_device, set_up_torch
@@ -100,7 +101,7 @@ def doctor(
         "method": {
             **resolved.method,
             "trainable_parameters": sum(p.numel() for p in parts.method.parameters() if p.requires_grad),
-            "state_values": sum(b.numel() for b in parts.method.buffers()),
+            "state_values": sum(value.numel() for value in remembered(parts.method).values()),
         },
         "normalisation": {"mean": list(parts.normalisation[0]), "std": list(parts.normalisation[1])},
         "parts": [asdict(part) for part in looked],
