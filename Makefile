@@ -34,8 +34,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED) ## distil on real digits and print the table
 	$(BIN)/tutelage demo
 
-test: $(INSTALLED) ## run the tests
-	$(PARALLEL)
+test: $(INSTALLED) ## run the tests (TESTS: only these files or folders)
+	$(PARALLEL) $(TESTS)
 
 test-slow: $(INSTALLED) ## run the long checks that make test leaves out
 	$(BIN)/python -m pytest -m slow

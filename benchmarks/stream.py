@@ -73,7 +73,15 @@ def images_in(options: argparse.Namespace) -> Iterator[Path]:
 def tutelage_epochs(folder: Path, options: argparse.Namespace) -> Callable[[], Iterable[Any]]:
     """This project's pipeline."""
     stored = load_dataset("folder", folder)
-    data = StreamData(stored, options.device, options.image_size, MEAN, STD, workers=options.workers)
+    data = StreamData(
+        stored,
+        options.device,
+        options.image_size,
+        MEAN,
+        STD,
+        interpolation="bilinear",
+        workers=options.workers,
+    )
     epochs = count()
     return lambda: (
         (batch.images, batch.targets) for batch in data.train_batches(next(epochs), 0, options.batch_size)

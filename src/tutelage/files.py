@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError, UserError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where `held` keeps nobody out
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp")
+"""What `write_atomically` calls the file that is to become ``name``."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -44,6 +53,56 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, names: re.Pattern[str]) -> None:
+    """Delete what processes that were killed while they wrote atomically have left in ``folder``.
+
+    Args:
+        folder: In which nobody else writes such files now.
+        names: Of the files that were to be written; other files' leftovers stay.
+    """
+    for path in folder.glob(".*.tmp"):
+        found = TEMPORARY.fullmatch(path.name)
+        if found and names.fullmatch(found["name"]) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path, otherwise: str) -> Iterator[None]:
+    """Keep other processes out of such a block with the same ``path`` while this one runs.
+
+    The lock is the process's and goes with it, however it ends; the empty file stays and means nothing. Where
+    the system, or the file system, knows no locks, nobody is kept out.
+
+    Args:
+        path: Of the file to lock, which nothing else may open.
+        otherwise: What to say where another process is in it.
+
+    Raises:
+        UserError: Another process is.
+        TutelageError: The file can't be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise TutelageError(f"can't write {path}: {error.strerror}; choose another folder") from error
+    try:
+        if fcntl is not None:
+            _lock(descriptor, otherwise)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, otherwise: str) -> None:
+    try:
+        # Not flock, whose lock the processes that decode images would inherit and hold on to.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(otherwise) from error
+    except OSError:
+        pass  # a file system without locks
 
 
 def named_path(path: str | Path) -> Path:

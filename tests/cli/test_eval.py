@@ -42,7 +42,7 @@ def test_unknown_settings_are_refused_as_everywhere(run: Run, make_weights: Make
 
 def test_settings_that_change_what_is_measured_are_taken(run: Run, make_weights: Maker) -> None:
     named = ("eval", "--model", "resnet8_cifar", "--weights", make_weights("resnet8_cifar"))
-    settings = ("data.image_size=24", "data.crop_share=1.0", "student.args={}", "runtime.workers=0")
+    settings = ("data.image_size=24", "data.interpolation=bilinear", "student.args={}", "runtime.workers=0")
     given = [word for setting in settings for word in ("--set", setting)]
     result = run(*named, "--data", "shapes", "--device", "cpu", *given, "--json")
     assert result.code == 0 and result.json["image_size"] == [24, 24]

@@ -97,3 +97,10 @@ def test_an_empty_name_is_refused(run: Run, make_weights: Maker, arguments: tupl
     named = [weights if word == "WEIGHTS" else word for word in arguments]
     run(*named, "").assert_refused(2, "the name to write to is empty")
     assert not list(Path().iterdir())
+
+
+def test_a_page_beside_the_runs_is_no_hindrance(run: Run) -> None:
+    Path("runs").mkdir()
+    Path("runs/index.html").write_text("<p>all runs")
+    assert run(*TRAIN).code == 0
+    assert content("runs") == {"index.html": b"<p>all runs"}

@@ -105,6 +105,17 @@ def test_a_mistake_in_the_cut_is_no_damaged_image(monkeypatch: pytest.MonkeyPatc
         rows(decoder(0), places(1))
 
 
+@pytest.mark.parametrize("error", [OSError, ValueError, MemoryError])
+def test_an_image_that_cannot_be_resized_is_unreadable(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def refused(*_: object, **__: object) -> Image.Image:
+        raise error("no such size")
+
+    monkeypatch.setattr("tutelage.data.crops.TF.resize", refused)
+    assert not decoder(0).at_once(places(1)).good.any()
+
+
 def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)

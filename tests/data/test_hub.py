@@ -117,6 +117,14 @@ def test_columns_are_found_by_type_or_named(fruit: Path, tmp_path: Path) -> None
         load_dataset("hfds", folder, choice=Choice(label="coarse", test="dev"))
 
 
+def test_one_high_class_number_takes_no_memory(fruit: Path, tmp_path: Path) -> None:
+    for kind in ("int64", "uint64"):
+        words = {"label": datasets.Value(kind), "shown": lambda number: 10**9 * number}
+        folder = saved(fruit, tmp_path / kind, **words)
+        with pytest.raises(UserError, match="training image of class 2000000000, but 15 training images"):
+            load_dataset("hfds", folder)
+
+
 def test_words_are_classes_in_alphabetical_order(fruit: Path, tmp_path: Path) -> None:
     words = {"label": datasets.Value("string"), "shown": lambda number: ("pip", "drupe", "berry")[number]}
     folder = saved(fruit, tmp_path / "saved", **words)

@@ -8,6 +8,7 @@ import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,60 @@ def test_classes_of_both_parts_must_agree(shards: Path, fruit: Path) -> None:
     pack(shards / "fruit-val-000.tar", {})
     (shards / "fruit-train-009.tar").unlink()
     with pytest.raises(UserError, match="no test images"):
+        load_dataset("wds", shards)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[" * 200_000, "RecursionError"),
+        (b'{"label": ' + b"9" * 20 + b"}", "a number of 20 digits"),
+        (b'{"label": "' + b"9" * 20 + b'"}', "a number of 20 digits"),
+        (b'{"label": 1e999}', "ValueError"),
+        (b'{"label": [1]}', "TypeError"),
+        (b'{"\xff"', "UnicodeDecodeError"),
+        (b"7", "TypeError"),
+    ],
+)
+def test_a_json_without_a_class_number_is_refused(
+    shards: Path, fruit: Path, content: bytes, why: str
+) -> None:
+    image = (fruit / "train" / "apple" / "0.JPEG").read_bytes()
+    pack(shards / "fruit-train-009.tar", {"x.jpg": image, "x.json": content})
+    with pytest.raises(UserError, match=rf"json of sample .*!x has no class number .*{why}"):
+        load_dataset("wds", shards)
+
+
+def test_a_damaged_description_is_refused(shards: Path) -> None:
+    info: dict[str, Any] = describe(shards)
+    info["splits"]["train"]["shard_lengths"] = [4, 4]
+    (shards / "_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"_info\.json .*'train' has 2 shard_lengths for 4 filenames"):
+        load_dataset("wds", shards)
+    (shards / "_info.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"_info\.json doesn't say .*RecursionError"):
+        load_dataset("wds", shards)
+
+
+def test_class_names_that_are_no_text_are_refused(shards: Path) -> None:
+    (shards / "classnames.txt").write_bytes(b"apfel\nbirne\npfl\xfcme\n")
+    with pytest.raises(UserError, match=r"classnames\.txt is no text in UTF-8 \(invalid start byte\)"):
+        load_dataset("wds", shards)
+
+
+@pytest.mark.parametrize("pattern", ["/data/fruit-*.tar", "**train.tar"])
+def test_patterns_that_are_none_are_refused(shards: Path, pattern: str) -> None:
+    """Python 3.13 takes the second one for a pattern, which nothing matches."""
+    with pytest.raises(UserError, match=r"data\.train_split"):
+        load_dataset("wds", shards, choice=Choice(train=pattern))
+    with pytest.raises(UserError, match=r"data\.test_split"):
+        load_dataset("wds", shards, choice=Choice(test=pattern))
+
+
+def test_one_high_class_number_takes_no_memory(shards: Path, fruit: Path) -> None:
+    files = sample("x", 999_999_999, fruit / "train" / "apple" / "0.JPEG")
+    pack(shards / "fruit-train-009.tar", files)
+    with pytest.raises(UserError, match=r"image of class 999999999, but 16 training images in all"):
         load_dataset("wds", shards)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 import tutelage
 from toys import CLASSES, draw_folders, draw_image
@@ -46,13 +47,39 @@ def test_a_flat_validation_folder_is_read_through_its_list(fruit: Path, lists: s
         (fruit / "val" / name).rmdir()
     (fruit / lists).mkdir()
     (fruit / lists / "val.txt").write_text("\n".join(reversed(lines)) + "\n")
-    assert load_dataset("imagenet", fruit).test.labels.tolist() == [2, 2, 1, 1, 0, 0]
+    assert load_dataset("folder", fruit).test.labels.tolist() == [2, 2, 1, 1, 0, 0]
     (fruit / lists / "val.txt").write_text("nowhere.jpg 0\n")
     with pytest.raises(UserError, match=r"names .*nowhere\.jpg, which is not there"):
+        load_dataset("folder", fruit)
+    for line in ("apple0.JPEG 3", "apple0.JPEG ²", f"apple0.JPEG {'9' * 5000}"):
+        (fruit / lists / "val.txt").write_text(line, encoding="utf-8")
+        with pytest.raises(UserError, match=r"line 1 .*class number below 3"):
+            load_dataset("folder", fruit)
+    (fruit / lists / "val.txt").write_bytes(b"\xff 0")
+    with pytest.raises(UserError, match=r"val\.txt is no text in UTF-8"):
+        load_dataset("folder", fruit)
+
+
+def test_imagenet_has_imagenets_classes(tmp_path: Path, fruit: Path) -> None:
+    """By the name alone weights and records tell what their classes are."""
+    with pytest.raises(
+        UserError, match=r"class 'apple' is none of them \(3 classes for 1000\).*--data folder"
+    ):
         load_dataset("imagenet", fruit)
-    (fruit / lists / "val.txt").write_text("apple0.JPEG 3\n")
-    with pytest.raises(UserError, match=r"line 1 .*class number below 3"):
-        load_dataset("imagenet", fruit)
+    info, folder = dataset_info("imagenet"), tmp_path / "whole"
+    for part in ("train", "val"):
+        for name in info.class_names:
+            (folder / part / name).mkdir(parents=True)
+            (folder / part / name / "0.JPEG").touch()
+    found = load_dataset("imagenet", folder)
+    assert (found.info.class_names, found.info.test_count) == (info.class_names, 1000)
+    for part in ("train", "val"):
+        (folder / part / info.class_names[7] / "0.JPEG").unlink()
+        (folder / part / info.class_names[7]).rmdir()
+    with pytest.raises(
+        UserError, match=rf"class '{info.class_names[7]}' is missing \(999 classes for 1000\)"
+    ):
+        load_dataset("imagenet", folder)
 
 
 def test_folders_that_do_not_fit_are_refused_in_a_sentence(fruit: Path) -> None:
@@ -72,13 +99,39 @@ def test_folders_that_do_not_fit_are_refused_in_a_sentence(fruit: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (30, 90), (33, 33)])
-def test_the_plain_view_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
+def test_the_plain_view_is_torchvisions(tmp_path: Path, size: tuple[int, int], interpolation: str) -> None:
     draw_image(tmp_path / "image.png", 3, size)
     image = Image.open(tmp_path / "image.png")
+    kind = InterpolationMode.BILINEAR if interpolation == "bilinear" else InterpolationMode.BICUBIC
     reference = transforms.Compose(
-        [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
+        [transforms.Resize(256, kind), transforms.CenterCrop(224), transforms.PILToTensor()]
     )
-    assert torch.equal(ResizedCrop(224)(image, 0), reference(image))
+    assert torch.equal(ResizedCrop(224, interpolation=interpolation)(image, 0), reference(image))
+
+
+def test_the_filter_changes_neither_window_nor_side(tmp_path: Path) -> None:
+    """The bilinear views are those from before there was a choice."""
+    draw_image(tmp_path / "image.png", 3, (64, 48))
+    image, crops = Image.open(tmp_path / "image.png"), {}
+    for kind in ("bilinear", "bicubic", "random"):
+        crops[kind] = ResizedCrop(24, interpolation=kind)
+    cubic = 0
+    for view in range(1, 201):
+        generator = torch.Generator().manual_seed(view)
+        window = crops["random"]._window(48, 64, generator)
+        mirrored = torch.rand((), generator=generator) < 0.5
+        pair = []
+        for mode in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC):
+            cut = transforms.functional.resized_crop(image, *window, [24, 24], mode)
+            cut = transforms.functional.hflip(cut) if mirrored else cut
+            pair.append(transforms.functional.pil_to_tensor(cut))
+        assert torch.equal(crops["bilinear"](image, view), pair[0])
+        assert torch.equal(crops["bicubic"](image, view), pair[1])
+        found = crops["random"](image, view)
+        assert torch.equal(found, pair[0]) or torch.equal(found, pair[1])
+        cubic += int(torch.equal(found, pair[1]))
+    assert 75 < cubic < 125
 
 
 def test_random_windows_have_the_shares_and_shapes_of_torchvisions() -> None:
@@ -100,6 +153,39 @@ def test_random_windows_have_the_shares_and_shapes_of_torchvisions() -> None:
 def test_a_very_long_image_is_cut_at_its_centre() -> None:
     top, left, h, w = ResizedCrop(32, scale=(0.9, 1.0))._window(10, 1000, torch.Generator().manual_seed(1))
     assert (top, h, w) == (0, 10, 13) and left == (1000 - 13) // 2
+
+
+@pytest.mark.parametrize("size", [(30000, 1), (3, 20001)])
+def test_a_line_of_pixels_takes_no_gigabytes(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+
+    def resized(self: Image.Image, to: tuple[int, int], *arguments: object, **options: object) -> Image.Image:
+        nonlocal largest
+        largest = max(largest, to[0] * to[1])
+        assert largest < 2**21
+        return plain(self, to, *arguments, **options)
+
+    plain = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", resized)
+    image = Image.new("RGB", size, (90, 60, 30))
+    for view in range(4):
+        assert ResizedCrop(224)(image, view).flatten(1).unique(dim=1).flatten().tolist() == [90, 60, 30]
+    assert largest
+
+
+def test_the_centre_of_a_very_long_image_is_shown() -> None:
+    ramp = torch.linspace(0, 255, 999).round().to(torch.uint8).expand(3, 9, 999)
+    image = transforms.functional.to_pil_image(ramp)
+    reference = transforms.Compose(
+        [
+            transforms.Resize(36, InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+            transforms.PILToTensor(),
+        ]
+    )
+    assert (ResizedCrop(32)(image, 0).int() - reference(image).int()).abs().max() <= 1
+    upright = ResizedCrop(32)(image.transpose(Image.Transpose.TRANSPOSE), 0)
+    assert torch.equal(upright, ResizedCrop(32)(image, 0).transpose(1, 2))
 
 
 def test_half_of_the_views_are_mirrored() -> None:

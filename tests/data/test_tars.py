@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from packing import add, images_of, pack
-from toys import CLASSES, draw_folders
+from toys import CLASSES, draw_folders, draw_image
 from tutelage.data import StreamData, load_dataset
 from tutelage.errors import UserError
 
@@ -74,6 +74,57 @@ def test_archives_give_the_batches_of_the_folders_in_them(fruit: Path, tmp_path:
     ):
         for a, b in zip(got, expected, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+
+
+@pytest.mark.parametrize("above", ["", "./", "train/", "fruit/", "fruit/train/"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_tree_gives_the_classes_and_rows_of_the_folder(tmp_path: Path, above: str, count: int) -> None:
+    """Images deeper inside their class, hidden files, a class called like a split; in one archive or more."""
+    folder = tmp_path / "files"
+    names = ["apple/2.png", "apple/a/1.png", "apple/a/b/0.png"]
+    names += ["pear/ripe/1.png", "pear/9.png", "train/3.png"]
+    hidden = ["apple/._2.png", "apple/.trash/2.png", ".git/4.png"]
+    for row, name in enumerate([*names, *hidden]):
+        for part in ("train", "val"):
+            draw_image(folder / part / name, row)
+    for part in ("train", "val"):
+        inside = above.replace("train", part)
+        files = [(inside + name, (folder / part / name).read_bytes()) for name in [*names, *hidden]]
+        for number in range(count):
+            archive = f"{part}-{number}.tar" if count > 1 else f"{part}.tar"
+            pack(tmp_path / "tars" / archive, dict(files[number::count]))
+    ours, theirs = load_dataset("tar", tmp_path / "tars"), load_dataset("folder", folder)
+    assert ours.info.class_names == theirs.info.class_names == ("apple", "pear", "train")
+    for got, expected in ((ours.train, theirs.train), (ours.test, theirs.test)):
+        assert got.labels.tolist() == expected.labels.tolist() == [0, 0, 0, 1, 1, 2]
+        for row in range(len(names)):
+            with got.open(row) as one, expected.open(row) as other:
+                assert one.read() == other.read()
+
+
+def test_folders_named_like_their_archives_are_no_classes(fruit: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for number in range(2):
+            inside = f"fruit-{part}-{number}"
+            files = [
+                (f"{inside}/{path.parent.name}/{path.name}", path.read_bytes())
+                for _, path in images_of(fruit / part)[number::2]
+            ]
+            pack(tmp_path / "tars" / f"{inside}.tar", dict(files))
+    found = load_dataset("tar", tmp_path / "tars")
+    assert found.info.class_names == CLASSES
+    assert found.train.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_images_deeper_inside_an_archive_of_one_class(fruit: Path, tmp_path: Path) -> None:
+    """As ImageNet's inner archives, had they folders."""
+    for part in ("train", "val"):
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "tars" / f"{part}.tar", "w") as outer:
+            for name, files in by_class(fruit, part).items():
+                deeper = {f"views/{file}": content for file, content in files.items()}
+                add(outer, f"{name}.tar", pack(tmp_path / "inner.tar", deeper).read_bytes())
+    assert load_dataset("tar", tmp_path / "tars").info.class_names == CLASSES
 
 
 def test_they_are_those_of_timms_reader(fruit: Path, tmp_path: Path) -> None:

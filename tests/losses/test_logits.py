@@ -206,6 +206,37 @@ def test_dist(seed: int, batch: int, count: int, temperature: float) -> None:
     assert total == pytest.approx(2 * inter + 3 * intra, rel=1e-8, abs=1e-7)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [2, 10, 1000])
+def test_dist_of_a_student_that_knows_nothing_is_calm(count: int, precision: torch.dtype) -> None:
+    """A classifier that starts at zero makes every row and column constant, but for rounding."""
+    _, teacher, _ = random_logits(3, 16, count)
+    student = torch.zeros(16, count, dtype=precision, requires_grad=True)
+    inter, intra = dist_terms(student, teacher.to(precision), 1.0)
+    assert inter.item() == intra.item() == 1.0
+    (gradient,) = torch.autograd.grad(inter + intra, student)
+    assert not gradient.any()
+    noise = torch.randn(16, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    slightly = (1e-3 * noise).to(precision).requires_grad_()
+    (gradient,) = torch.autograd.grad(sum(dist_terms(slightly, teacher.to(precision), 1.0)), slightly)
+    assert 0 < gradient.norm() < 1e3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_teacher_may_rule_classes_out(temperature: float) -> None:
+    student, teacher, _ = random_logits(5, 6, 7)
+    teacher[:, 2] = -torch.inf
+    student.requires_grad_()
+    probabilities = (teacher / temperature).softmax(dim=1)
+    logs = (student / temperature).log_softmax(dim=1)
+    kept = probabilities > 0
+    each = probabilities[kept] * (probabilities[kept].log() - logs[kept])
+    loss = kd_loss(student, teacher, temperature)
+    torch.testing.assert_close(loss, temperature**2 * each.sum() / 6)
+    (gradient,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(gradient, temperature / 6 * (logs.exp() - probabilities))
+
+
 def test_dist_of_one_image_has_a_gradient() -> None:
     student, teacher, _ = random_logits(7, 1, 5)
     student.requires_grad_()

@@ -51,9 +51,8 @@ def pooled(student: Tensor, teacher: Tensor) -> Outs:
 def test_the_values_noted_for_the_official_implementation() -> None:
     method = create_method("packd", mixes=1, negatives=2, embedding_dim=2)
     labels = torch.arange(4)
-    method.register_buffer("labels", labels, persistent=False)
-    method.table = ClassTable.of(labels, 4)
-    method.build_contrast(2, 2, 4)
+    method.know(labels, 4)
+    method.build_contrast(2, 2)
     method.head = nn.Identity()
     method.double()
     with torch.no_grad():
@@ -92,12 +91,9 @@ def marked(method: Method, labels: Tensor) -> Method:
         return Batch(images.unflatten(2, (SIDE, SIDE)), labels[index], index, view)
 
     classes = int(labels.max()) + 1
-    method.register_buffer("labels", labels, persistent=False)
-    method.table, method.data = (
-        ClassTable.of(labels, classes),
-        DataSpec(classes, (3, SIDE, SIDE), labels, take, 5),
-    )
-    method.build_contrast(4, 4, classes)
+    method.know(labels, classes)
+    method.data = DataSpec(classes, (3, SIDE, SIDE), labels, take, 5)
+    method.build_contrast(4, 4)
     return method
 
 
@@ -301,13 +297,15 @@ def terms_with(data, state=None, **settings: Any) -> dict[str, Tensor]:
     return step(toy_batch(data, method=step.method), toy_clock()).terms
 
 
-def test_terms_are_taken_over_the_views_they_are_of(data) -> None:
-    step, nets = toy_step(create_method("packd", **SMALL, mixes=2, ce_weight=0.5), data)
+@pytest.mark.parametrize("plain_ce", [False, True])
+def test_terms_are_taken_over_the_views_they_are_of(data, plain_ce: bool) -> None:
+    step, nets = toy_step(create_method("packd", **SMALL, mixes=2, ce_weight=0.5, plain_ce=plain_ce), data)
     batch = toy_batch(data, method=step.method)
     got = step(batch, toy_clock()).terms
     student, teacher = (net(batch.images).logits.double() for net in (nets.student, nets.teacher))
     plain = torch.arange(len(student)) % 3 == 0
-    ce = -student.log_softmax(1)[torch.arange(len(student)), batch.targets].mean()
+    ce = -student.log_softmax(1)[torch.arange(len(student)), batch.targets]
+    ce = ce[plain].mean() if plain_ce else ce.mean()
     expected = {
         "ce": 0.5 * ce,
         "kd": kd_loss(student[plain], teacher[plain], 4.0),

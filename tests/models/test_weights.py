@@ -483,6 +483,7 @@ def test_import_checks_the_named_network(state, tmp_path):
         ({"mean": (0.5, 0.5), "std": (0.2, 0.2)}, "three numbers"),
         ({"mean": (125.0, 123.0, 114.0), "std": (60.0, 60.0, 60.0)}, "from 0 to 1"),
         ({"mean": (0.5, 0.5, 0.5), "std": (0.0, 0.2, 0.2)}, "above 0"),
+        ({"mean": (0.0, 0.0, 0.0), "std": (60.0, 60.0, 60.0)}, "up to 1"),
     ],
 )
 def test_import_refuses_what_is_no_normalisation(settings, message, state, tmp_path):

@@ -63,10 +63,9 @@ def method_for(given: Mapping[str, Tensor], labels: Tensor, precision: str, **se
     """PACKD without networks, its student's head filled from the case."""
     method = create_method("packd", **settings)
     assert isinstance(method, PACKD)
-    method.register_buffer("labels", labels, persistent=False)
-    method.table = ClassTable.of(labels, int(labels.max()) + 1)
+    method.know(labels, int(labels.max()) + 1)
     width, features = given["param.embed_s.linear.weight"].shape
-    method.build_contrast(features, width, len(method.table.sizes))
+    method.build_contrast(features, width)
     method.to(getattr(torch, precision))
     load(method.embed_s, "param.embed_s.", given)
     return method
@@ -284,11 +283,11 @@ def shown(
         return Batch(images[index], labels[index], index, view)
 
     method = create_method("packd", **more)
-    method.register_buffer("labels", labels, persistent=False)
-    method.table = ClassTable.of(labels, int(labels.max()) + 1)
-    method.data = DataSpec(len(method.table.sizes), (3, *images.shape[2:]), labels, take, 1)
+    classes = int(labels.max()) + 1
+    method.know(labels, classes)
+    method.data = DataSpec(classes, (3, *images.shape[2:]), labels, take, 1)
     if method.contrasts:
-        method.build_contrast(3, 3, len(method.table.sizes))
+        method.build_contrast(3, 3)
     partners = given.get(f"in.{item}.drawn_partner", given.get(f"out.{item}.mix_indexes", np.empty(1))[1:])
     lots = torch.from_numpy(given[f"in.{item}.drawn_lambda"])
     turns = torch.from_numpy(given[f"in.{item}.drawn_rotation"])

@@ -206,7 +206,7 @@ def test_a_pair_is_its_config(name: str, teacher: str, student: str) -> None:
         assert recipe.teacher.name.startswith(f"{teacher}.") and recipe.teacher.pretrained
     else:
         assert recipe.teacher.name == teacher and not recipe.teacher.args
-    assert recipe.data.crop_share == CROPS[student]
+    assert (recipe.data.crop_share, recipe.data.interpolation) == (CROPS[student], "random")
     free = {"batch_size", "crop_share"}
     assert recipe.data.model_dump(exclude=free) == base.data.model_dump(exclude=free)
     assert recipe.optimiser.model_dump(exclude={"lr"}) == base.optimiser.model_dump(exclude={"lr"})

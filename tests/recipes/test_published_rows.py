@@ -159,6 +159,7 @@ def test_the_imagenet_settings_are_those_of_the_research_code(name: str) -> None
     assert (optimiser.weight_decay, optimiser.decay_all) == (1e-4, True)
     batches = {"dpcd/imagenet-resnet34-resnet18": 128, "packd/imagenet-resnet34-resnet18": 1024}
     assert (recipe.data.name, recipe.data.batch_size) == ("imagenet", batches.get(name, 256))
+    assert recipe.data.interpolation == "bilinear"  # torchvision's transforms have no other by default
     assert recipe.seed == (1 if name == "hsakd/imagenet-teacher-resnet34" else 0)
     temperature = {"dpcd": 1, "hsakd": 3, "hssakd": 3, "packd": 3}
     assert recipe.method.get("temperature") == temperature.get(recipe.method["name"])

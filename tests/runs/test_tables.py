@@ -12,9 +12,13 @@ import pytest
 from rich.console import Console
 
 from tutelage.errors import UserError
+from tutelage.recipes import resolve
+from tutelage.recipes.schema import UNDECISIVE
 from tutelage.runs import RunFolder, as_dicts, as_markdown, as_table, gain, summarise
+from tutelage.runs.results import NOT_LEARNT
 
 MakeRun = Callable[..., Path]
+RECIPE = resolve(None, {"student.name": "resnet8_cifar"})
 ALONE, TAUGHT = (81.25, 79.5, 84.0), (90.5, 92.25, 91.0)
 
 
@@ -79,6 +83,29 @@ def test_a_key_that_only_one_protocol_has_differs_too(make_run: MakeRun) -> None
         summarise([make_run("a"), make_run("b", seed=1, protocol={"resolution": 64})])
 
 
+def test_other_test_images_of_the_same_name_are_another_protocol(make_run: MakeRun) -> None:
+    one, other = (make_run(d, seed=s, protocol={"test_digest": d}) for s, d in enumerate("ab"))
+    with pytest.raises(UserError, match="test_digest a and b"):
+        summarise([one, other])
+    early = make_run("early", seed=2)  # of a version that didn't note it
+    assert [row.seeds for row in summarise([early, one])] == [(0, 2)]
+    with pytest.raises(UserError, match="test_digest a and b"):
+        summarise([early, one, other])
+
+
+def test_other_training_images_of_the_same_name_make_a_row_of_their_own(make_run: MakeRun) -> None:
+    one, two, other = (
+        make_run(f"run{seed}", seed=seed, facts={"train_digest": digest}) for seed, digest in enumerate("aab")
+    )
+    rows = summarise([one, other, two])
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+    assert [row.variant for row in rows] == ['train_digest="a"', 'train_digest="b"']
+    early = make_run("early", seed=3)
+    assert [row.seeds for row in summarise([early, one, other])] == [(0, 3), (2,)]
+    slower = make_run("slower", settings={"temperature": 2.0})
+    assert [row.variant for row in summarise([one, slower])] == ["temperature=unset", "temperature=2.0"]
+
+
 def test_the_same_seed_twice_is_refused(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="same seed 4"):
         summarise([make_run("a", seed=4), make_run("b", seed=3), make_run("c", seed=4)])
@@ -108,6 +135,40 @@ def test_another_teacher_makes_a_row_of_its_own(make_run: MakeRun) -> None:
     rows = summarise([make_run("a"), make_run("b", seed=1, facts={"teacher": other})])
     assert [row.teacher_top1 for row in rows] == [98.875, 50.0]
     assert rows[1].variant == 'teacher.weights="other"'
+
+
+def test_seeds_of_one_weights_file_are_one_row_whatever_their_classifiers(make_run: MakeRun) -> None:
+    def started(name: str, seed: int, origin: str) -> Path:
+        network = {"name": "resnet8_cifar", "parameters": 1, "macs": 1}
+        own = {**network, "weights_hash": f"with the head of seed {seed}", "origin_hash": origin}
+        recipe = {"student": {"name": "resnet8_cifar", "weights": f"/of/{name}/s.safetensors"}}
+        return make_run(name, seed=seed, recipe=recipe, facts={"student": own})
+
+    rows = summarise([started("a", 0, "one"), started("b", 1, "one"), started("c", 2, "two")])
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+    assert rows[1].variant == 'student.weights="two"'
+
+
+def test_peers_count_by_their_weights_and_not_by_their_folders(make_run: MakeRun) -> None:
+    def taught(name: str, seed: int, origin: str) -> Path:
+        peers = [{"name": "vgg8_cifar", "weights": file} for file in (None, f"/of/{name}.pth")]
+        facts = [{"weights_hash": f"fresh {seed}"}, {"weights_hash": "any", "origin_hash": origin}]
+        return make_run(name, seed=seed, recipe={"peers": peers}, facts={"peers": facts})
+
+    rows = summarise([taught("a", 0, "one"), taught("b", 1, "one"), taught("c", 2, "two")])
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+
+
+def test_settings_that_teach_nothing_make_no_rows(make_run: MakeRun) -> None:
+    assert {section: set(names) for section, names in NOT_LEARNT.items()} == UNDECISIVE
+    for section, names in NOT_LEARNT.items():
+        assert names and set(names) <= type(getattr(RECIPE, section)).model_fields.keys()
+
+    def run(seed: int) -> Path:
+        recipe = {part: {name: f"{name} {seed}" for name in names} for part, names in NOT_LEARNT.items()}
+        return make_run(f"run{seed}", seed=seed, recipe=recipe)
+
+    assert [row.seeds for row in summarise([run(0), run(1)])] == [(0, 1)]
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])

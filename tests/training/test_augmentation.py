@@ -142,6 +142,7 @@ def test_every_setting_counts_in_the_hash_and_in_what_first_stages_depend_on(tea
         *([change] for change in (*CHANGES, "data.color_jitter=0.4")),
         ["data.mixup=1", "data.mix_probability=0.5"],
         ["data.mixup=1", "data.mix_switch=0.7"],
+        ["data.interpolation=bilinear"],
     ]
     recipes = [resolve(None, flags, settings) for settings in more]
     assert len({recipe.hash() for recipe in recipes}) == len(more)
@@ -162,3 +163,4 @@ def test_what_makes_accuracies_incomparable_is_in_the_protocol() -> None:
     large = protocol("data.image_size=48", "data.crop_share=0.9")
     assert (large["image_size"], large["crop_share"]) == ([48, 48], 0.9)
     assert protocol("data.repeats=3")["repeats"] == 3
+    assert protocol("data.interpolation=bilinear")["interpolation"] == "bilinear"

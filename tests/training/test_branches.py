@@ -13,6 +13,7 @@ from killing import Killed, killed_after, same, without_times
 from toys import BRIEF_RUN
 from training.test_resume import weights
 from tutelage.errors import UserError
+from tutelage.recipes import resolve
 from tutelage.runs.record import RunFolder
 
 BRIEF = (*BRIEF_RUN, "schedule.epochs=2", "data.batch_size=35")
@@ -124,6 +125,13 @@ def test_a_missing_peer_is_made_like_the_student(tmp_path):
     first, second = (load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("student", "peer1"))
     assert first.keys() == second.keys() and not same(first, second)
     assert [peer["name"] for peer in facts["peers"]] == ["resnet8_cifar"]
+
+
+def test_peers_beside_a_resolved_recipe_are_refused(tmp_path):
+    recipe = resolve(None, {"student.name": "resnet8_cifar", "method.name": "hssakd", "data.name": "shapes"})
+    with pytest.raises(UserError, match="no further flags, settings or peers"):
+        tutelage.mutual(recipe, peers=["wrn_16_1_cifar"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_refused_before_training(plain, tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toys import toy_data
 from tutelage.errors import UserError
 from tutelage.models.network import create_network
 from tutelage.models.weights import save_weights
 from tutelage.recipes import validate
-from tutelage.training.build import assemble
+from tutelage.training.build import assemble, protocol
 from tutelage.training.hardware import pick_device
+from tutelage.training.loading import decoders
 from tutelage.training.preprocessing import Renormalise
 
 
@@ -98,6 +100,23 @@ def test_images_in_memory_are_resized_on_request():
     assert not torch.equal(
         next(closer.eval_batches("test", 4)).images, next(large.eval_batches("test", 4)).images
     )
+
+
+def test_the_protocol_names_the_test_split_where_one_is_chosen():
+    data = toy_data()
+    plain, chosen = (
+        protocol(validate({"student": {"name": "resnet8_cifar"}, "data": {"test_split": split}}), data)
+        for split in (None, "val")
+    )
+    assert "test_split" not in plain and chosen == {**plain, "test_split": "val"}
+    assert plain["test_digest"] == data.digest("test")
+
+
+def test_decoding_processes_share_the_processors(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 48)
+    assert [decoders(wanted) for wanted in (0, 3, None)] == [0, 3, 16]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [decoders(wanted) for wanted in (0, 3, None)] == [0, 3, 6]
 
 
 def test_the_seed_decides_the_initial_weights():

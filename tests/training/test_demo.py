@@ -102,8 +102,9 @@ def test_every_method_can_be_shown(method: str) -> None:
         ({"method": "none"}, "'none' is what the demo compares with"),
         ({"method": "kdd"}, "no method 'kdd'; did you mean 'kd'"),
         ({"seeds": 1}, "2 or more"),
-        ({"out": "taken"}, "taken is taken"),
-        ({"out": "student.yaml"}, "student.yaml is taken"),
+        ({"out": "taken"}, "taken has something in it already"),
+        ({"out": "student.yaml"}, "student.yaml is a file"),
+        ({"device": "gpu"}, "'gpu' is no device name"),
     ],
 )
 def test_what_the_demo_cannot_show_is_refused_before_it_begins(settings: dict, sentence: str) -> None:
@@ -115,11 +116,17 @@ def test_what_the_demo_cannot_show_is_refused_before_it_begins(settings: dict, s
     assert sorted(Path().rglob("*")) == before
 
 
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        demo(device="cpu")
+    assert not Path("runs").exists()
+
+
 def test_the_default_folder_is_numbered_when_taken() -> None:
-    assert new_folder(None) == Path("runs/demo")
-    for taken in ("demo", "demo-2"):
-        Path("runs", taken).mkdir(parents=True)
-    assert new_folder(None) == Path("runs/demo-3")
+    Path("runs/demo-2").mkdir(parents=True)
+    assert [new_folder(None) for _ in range(3)] == [Path("runs", f"demo{end}") for end in ("", "-3", "-4")]
     assert new_folder("runs/demo") == Path("runs/demo")
 
 

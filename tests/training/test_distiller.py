@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -234,6 +235,15 @@ class Ticking(Method):
         return {"ce": self.supervised(batch, outs.student), "epoch": clock.epoch, "step": clock.step}
 
 
+def test_a_generator_of_an_unknown_kind_of_device_is_left_out_of_the_state() -> None:
+    """As on MPS, whose generators are none of those that a state has a number for."""
+    steps = distiller(create_network("resnet8_cifar", 10), method="none", image_size=32)
+    steps._generator = SimpleNamespace(device=torch.device("mps"), get_state=lambda: torch.zeros(16))
+    state = steps.state_dict()
+    steps.load_state_dict(state)
+    assert steps._generator is None
+
+
 def test_a_method_is_told_where_training_stands() -> None:
     given, targets, _ = images()
     steps = distiller(*pair(), Ticking(Config()), image_size=32)
@@ -363,3 +373,72 @@ def test_a_call_that_lacks_something_is_refused() -> None:
     packd.begin("distil")
     with pytest.raises(UserError, match=r"give distiller\(..., take=...\)"):
         packd(given, targets, torch.arange(6))
+
+
+def remembering(method: str) -> Distiller:
+    """A method with a memory of the training set, beside a teacher."""
+    torch.manual_seed(0)
+    labels = torch.arange(40) % 10
+    made = {
+        "crd": {"negatives": 20, "embedding_dim": 8},
+        "crd, any": {"negatives": 20, "embedding_dim": 8, "draw": "any"},
+        "packd": {"negatives": 20, "embedding_dim": 8},
+        "packd, queue": {"negatives": 20, "memory": "queue", "queue_size": 24},
+    }
+    pixels = Pixels(torch.randn(40, 3, 32, 32), labels)
+    name = method.partition(",")[0]
+    steps = distiller(*pair(), name, image_size=32, labels=labels, take=pixels.take, **made[method])
+    for phase in steps.phases:
+        steps.begin(phase.name)
+    return steps
+
+
+class Pixels:
+    """Somebody's images."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def take(self, index: Tensor, view: Tensor) -> Batch:
+        return Batch(self.images[index], self.labels[index], index, view)
+
+
+MEMORIES = ["crd", "crd, any", "packd", "packd, queue"]
+
+
+@pytest.mark.parametrize("method", MEMORIES)
+def test_a_loss_on_other_images_is_not_remembered(method: str) -> None:
+    steps = remembering(method)
+    shown, targets, rows = images()
+    steps(shown, targets, rows).loss.backward()
+    steps.write()
+    before = {name: value.clone() for name, value in steps.method.named_buffers()}
+    steps.eval()
+    with torch.no_grad():
+        assert steps(shown, targets, rows).loss.isfinite()
+    assert all(torch.equal(before[name], value) for name, value in steps.method.named_buffers())
+    steps.train()
+    steps(shown.flip(0), targets, rows).loss.backward()
+    steps.write()
+    assert any(not torch.equal(before[name], value) for name, value in steps.method.named_buffers())
+
+
+@pytest.mark.parametrize("method", MEMORIES)
+def test_what_a_method_remembers_goes_to_the_device_of_the_networks(method: str) -> None:
+    steps = remembering(method)
+    steps.to("meta")
+    kept = [
+        value
+        for module in steps.method.modules()
+        for value in vars(module).values()
+        for value in (value if isinstance(value, tuple) else (value,))
+        if isinstance(value, Tensor)
+    ]
+    assert not kept
+    assert all(value.is_meta for value in steps.method.buffers())
+
+
+def test_a_copy_sees_the_same_images() -> None:
+    steps = remembering("packd")
+    copied = copy.deepcopy(steps)
+    assert copied.method.data.take.__self__ is steps.method.data.take.__self__

@@ -15,6 +15,7 @@ from tutelage.errors import UserError
 from tutelage.models.network import create_network
 from tutelage.models.weights import save_weights
 from tutelage.recipes import validate
+from tutelage.training import measuring
 from tutelage.training.build import assemble
 from tutelage.training.hardware import pick_device
 from tutelage.training.measuring import bearable_batch, saved_bytes
@@ -98,6 +99,23 @@ def test_a_vit_at_224_and_a_mobilenet_with_neither_weights_nor_data(tmp_path: Pa
         "test_images": 10_000,
     }
     assert found["terms"] is None and found["estimate"] is None
+
+
+def test_the_estimate_counts_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PACKD's head, the epochs that fill its memory, and distillation."""
+    seen = []
+
+    def taken(step: Step, batch: Any, clock: Any, update: bool = True) -> float:
+        seen.append((step.objective, len(step.students), update))
+        return {0: 1.0, 1: 100.0}[len(step.students)] if update else 10.0
+
+    monkeypatch.setattr(measuring, "_step_seconds", taken)
+    settings = ("method.head_epochs=7", "method.fill_epochs=3", "method.negatives=8")
+    found = look("packd", measure=True, settings=settings)["estimate"]
+    assert seen == [("classify", 0, True), ("forward", 1, False), ("forward", 1, True)]
+    more = 16 / found["probe_batch"]
+    steps = found["steps_per_epoch"] * more
+    assert found["training_hours"] == pytest.approx((7 * 1 + 3 * 10 + 2 * 100) * steps / 3600, abs=1e-3)
 
 
 @pytest.mark.slow

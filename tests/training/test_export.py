@@ -16,6 +16,7 @@ import tutelage
 from tutelage.data import load_dataset
 from tutelage.errors import TutelageError, UserError
 from tutelage.models import programs
+from tutelage.models.fingerprint import weights_hash
 from tutelage.models.network import create_network
 from tutelage.models.weights import load_into, read_sidecar, read_state_dict, save_weights
 from tutelage.training import latency
@@ -133,25 +134,27 @@ def test_the_card_says_what_it_is(run: Path, exported: tuple[dict[str, Any], Pat
 
 def test_each_of_a_runs_weights_can_be_had(run: Path, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 32, 32)
+    files = {"last": "student", "best": "student_best", "ema": "student_ema", "ema_best": "student_ema_best"}
     found = {}
-    for which in ("last", "best", "ema"):
-        flags = {} if which == "last" else {which: True}
+    for which, file in files.items():
+        flags = {name: True for name in ("best", "ema") if name in which}
         tutelage.export(run, out=tmp_path / which, **QUICK, **flags)
         found[which] = logits(timm.create_model(f"local-dir:{tmp_path / which}", pretrained=True), images)
-    state = load_state(run / "state.pt", torch.device("cpu"))
-    wanted = {
-        "last": read_state_dict(run / "student.safetensors").state,
-        "best": read_state_dict(run / "student_best.safetensors").state,
-        "ema": state["ema0"],
-    }
-    for which, weights in wanted.items():
         model = create_network("test_resnet", 10)
-        load_into(model, weights, which)
+        load_into(model, read_state_dict(run / f"{file}.safetensors").state, which)
         torch.testing.assert_close(found[which], logits(model, images))
+        exported = read_state_dict(tmp_path / which / "model.safetensors").state
+        card = (tmp_path / which / "README.md").read_text()
+        assert f"weights (SHA-256): {weights_hash(exported)}\n" in card
+        assert f"top-1 {read_sidecar(run / f'{file}.safetensors')['test']['top1']:.2f}%" in card
     assert not torch.equal(found["ema"], found["last"])
+    average = load_state(run / "state.pt", torch.device("cpu"))["ema0"]
+    assert weights_hash(read_state_dict(run / "student_ema.safetensors").state) == weights_hash(average)
     measured = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["ema_test"]["top1"]
     card = (tmp_path / "ema" / "README.md").read_text()
     assert f"of the moving average of the weights, after the last epoch: top-1 {measured:.2f}%" in card
+    card = (tmp_path / "ema_best" / "README.md").read_text()
+    assert "of the moving average of the weights, after its best epoch, chosen on test: top-1" in card
 
 
 def test_a_weights_file_is_enough(run: Path, tmp_path: Path) -> None:
@@ -227,7 +230,6 @@ def test_what_cannot_be_met_is_refused(run: Path, tmp_path: Path) -> None:
     refused("nothing is named to export", out=out)
     refused("nothing is named to export", out=out, model="resnet8_cifar")
     refused("holds no run", run=tmp_path, out=out)
-    refused("--best and --ema", run=run, best=True, ema=True, out=out)
     refused("--run and --weights both name", run=run, weights=weights, out=out)
     refused("--set goes with", run=run, settings=["data.image_size=32"], out=out)
     refused("--best chooses among a run's weights", weights=weights, best=True, out=out)
@@ -245,6 +247,7 @@ def test_a_run_without_an_average_or_weights_is_refused(run: Path, tmp_path: Pat
     recipe = (run / "recipe.yaml").read_text()
     (tmp_path / "run" / "recipe.yaml").write_text(recipe.replace("ema_decay: 0.5", "ema_decay: null"))
     refused("keeps no moving average", run=tmp_path / "run", ema=True, out=tmp_path / "out")
+    refused("keeps no moving average", run=tmp_path / "run", ema=True, best=True, out=tmp_path / "out")
     (tmp_path / "run" / "student.safetensors").unlink()
     refused("stopped before its first epoch was over", run=tmp_path / "run", out=tmp_path / "out")
     (tmp_path / "run" / "student_best.safetensors").write_bytes(b"\x00" * 100)

@@ -18,7 +18,7 @@ from tutelage.recipes import resolve
 
 SHORT = ("schedule.epochs=1", "runtime.workers=0", "runtime.tensorboard=false", "runtime.device=cpu")
 SHAPES = ("data.name=shapes", "data.few_ratio=0.02", "data.batch_size=8")
-FOLDERS = ("data.batch_size=4",)
+FOLDERS = ("data.name=folder", "data.batch_size=4")
 SMALL_PAT = ("method.dim=16", "method.heads=4", "method.regions=4")
 CNN, VIT, TEACHER = "test_resnet", "vit", "convnext"
 
@@ -119,7 +119,6 @@ def test_a_recipe_runs_with_its_own_networks(recipe: str, tmp_path: Path) -> Non
     wanted = resolve(recipe, {"teacher.weights": "later"})
     assert wanted.teacher is not None
     file = weights(tmp_path / "teacher.safetensors", wanted.teacher.name, len(CLASSES))
-    settings = ["data.name=imagenet", "data.image_size=224"]
-    facts = run(tmp_path, recipe, *settings, drawn=True, teacher_weights=file)
+    facts = run(tmp_path, recipe, "data.image_size=224", drawn=True, teacher_weights=file)
     assert facts["student"]["name"] == wanted.student.name
     shutil.rmtree(tmp_path)  # it holds gigabytes

@@ -16,6 +16,7 @@ from toys import saved_network
 from tutelage.methods import Method, Needs, Phase, teacher_of
 from tutelage.models.network import Ask
 from tutelage.runs.record import RunFolder
+from tutelage.training.keeping import Keeper
 from tutelage.training.loop import Trainer
 
 SETTINGS = (
@@ -139,6 +140,42 @@ def test_a_run_stopped_in_each_stretch_ends_the_same(tmp_path, teacher, staged):
     got, expected = (load_file(folder / "student.safetensors") for folder in (out, tmp_path / "whole"))
     assert same(got, expected)
     assert without_times(out) == without_times(tmp_path / "whole")
+
+
+def test_a_run_whose_phases_are_all_over_resumes_to_itself(tmp_path, teacher, staged, monkeypatch):
+    out, update = tmp_path / "run", RunFolder.update
+
+    def killed_at_the_end(self: RunFolder, **changes: Any) -> None:
+        if changes.get("status") == "finished":
+            raise Killed
+        update(self, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "update", killed_at_the_end)
+        with pytest.raises(Killed):
+            run(out, teacher)
+    weights, lines = load_file(out / "student.safetensors"), without_times(out)
+    finished = tutelage.resume(out)
+    assert finished["status"] == "finished" and len(lines) == 4
+    assert tutelage.resume(out) == finished
+    assert same(load_file(out / "student.safetensors"), weights) and without_times(out) == lines
+
+
+def test_the_best_epoch_is_one_of_the_last_phase(tmp_path, teacher, monkeypatch):
+    merits = iter([30.0, 40.0])  # of the second epoch of distillation, and of the first
+    monkeypatch.setattr(Keeper, "_merit", lambda self, measured: next(merits))
+    facts = tutelage.distill(
+        student="resnet8_cifar",
+        teacher="resnet8_cifar",
+        teacher_weights=teacher,
+        method="ab",
+        data="shapes",
+        out=tmp_path / "run",
+        settings=[*SETTINGS, "method.first_epochs=1"],
+    )
+    lines, best = RunFolder(tmp_path / "run").metrics(), facts["summary"]["best"]
+    assert lines[0]["phase"] != "distil" and lines[0]["test"] is not None
+    assert (best["phase"], best["epoch"], best["test"]) == ("distil", 0, lines[1]["test"])
 
 
 def phases_of(out: Path) -> list[str]:

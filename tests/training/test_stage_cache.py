@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from toys import saved_network
 from tutelage.errors import TutelageError
 from tutelage.files import cache_folder
+from tutelage.recipes import resolve
+from tutelage.training.build import assemble
 from tutelage.training.stage_cache import (
     load_stage,
+    phase_facts,
     save_stage,
     stage_facts,
     stage_key,
@@ -37,6 +41,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "method": "packd",
         "stage": "teacher head",
         "teacher": nn.Linear(2, 2),
+        "architecture": ["resnet8_cifar", {}],
         "settings": {"embedding_dim": 3, "mixes": (1, 2)},
         "data": {"name": "cifar100", "few_ratio": 0.25},
         "training": {"seed": 0, "epochs": 60, "lr": 0.05},
@@ -60,10 +65,11 @@ def test_a_saved_part_comes_back_and_only_for_its_facts(folder: Path) -> None:
         {"data": {"name": "cifar100", "few_ratio": 0.5}},
         {"training": {"seed": 1, "epochs": 60, "lr": 0.05}},
         {"stage": "another"},
+        {"architecture": ["resnet8_cifar", {"output_stride": 8}]},
     )
     for change in changed:
         assert not load_stage(facts(**change), part())
-    assert len({stage_key(facts(**change)) for change in ({}, *changed)}) == 6
+    assert len({stage_key(facts(**change)) for change in ({}, *changed)}) == 7
 
 
 def test_the_key_does_not_depend_on_the_order_of_facts() -> None:
@@ -92,6 +98,43 @@ def test_a_damaged_file_is_trained_again_and_replaced() -> None:
     assert not load_stage(facts(), part(seed=1))
     save_stage(facts(), part())
     assert load_stage(facts(), part(seed=1))
+
+
+def test_a_part_that_is_not_finite_is_trained_again() -> None:
+    spoilt = part()
+    with torch.no_grad():
+        next(spoilt.parameters())[0, 0] = float("nan")
+    save_stage(facts(), spoilt)
+    assert not load_stage(facts(), part(seed=1))
+
+
+def test_images_and_the_teachers_arguments_are_facts(tmp_path: Path) -> None:
+    teacher = saved_network(tmp_path, "resnet8_cifar")
+
+    def of_run(**changes: Any) -> dict[str, Any]:
+        settings = {
+            "student.name": "resnet8_cifar",
+            "teacher.name": "resnet8_cifar",
+            "teacher.weights": str(teacher),
+            "method.name": "packd",
+            "data.name": "shapes",
+            "data.few_ratio": 0.07,
+            "runtime.threads": 1,
+            **changes,
+        }
+        recipe = resolve(None, settings)
+        parts = assemble(recipe)
+        if changed_pixel:
+            parts.data.splits["train"].images[3, 0, 0, 0] += 1
+        phase = parts.method.phases()[0]
+        return phase_facts(recipe, parts.nets, parts.method, parts.data, phase, None)
+
+    changed_pixel = False
+    first = of_run()
+    assert stage_key(of_run()) == stage_key(first)
+    assert stage_key(of_run(**{"teacher.args": {"in_chans": 3}})) != stage_key(first)
+    changed_pixel = True
+    assert stage_key(of_run()) != stage_key(first)
 
 
 def test_a_part_of_another_shape_is_not_filled() -> None:

@@ -42,7 +42,11 @@ def export(
     ] = False,
     ema: Annotated[
         bool,
-        typer.Option("--ema", help="The moving average of its weights.", rich_help_panel=options.NETWORKS),
+        typer.Option(
+            "--ema",
+            help="The moving average of its weights (with --best: at its best).",
+            rich_help_panel=options.NETWORKS,
+        ),
     ] = False,
     model: options.Model = None,
     weights: Annotated[str | None, options.weights("The weights to export, in place of a run.")] = None,

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tutelage.data.crops import VIEWS, ResizedCrop
+from tutelage.data.raster import open_image, to_rgb
 from tutelage.data.sources import Source
 
 GRACE = 20
@@ -77,13 +77,20 @@ class Cut(Dataset[Item]):
         split, row, view = place
         try:
             with self.sources[split].open(row) as file:
-                image = Image.open(file)
+                image = open_image(file)
                 image.load()
-            decoded = image if image.mode == "RGB" else image.convert("RGB")  # which copies in any case
+            decoded = to_rgb(image)
         except Exception:  # what a decoder raises for damaged content is anybody's guess
-            black = torch.zeros(self.crop.size, self.crop.size, 3, dtype=torch.uint8)
-            return Item(black, row, view, False)
-        return Item(self.crop(decoded, view % VIEWS).permute(1, 2, 0), row, view, True)
+            return self._unreadable(row, view)
+        try:
+            cut = self.crop(decoded, view % VIEWS)
+        except (OSError, ValueError, MemoryError):  # what resizing raises for odd sizes; not our mistakes
+            return self._unreadable(row, view)
+        return Item(cut.permute(1, 2, 0), row, view, True)
+
+    def _unreadable(self, row: int, view: int) -> Item:
+        black = torch.zeros(self.crop.size, self.crop.size, 3, dtype=torch.uint8)
+        return Item(black, row, view, False)
 
 
 def collate(items: Sequence[Item]) -> Loaded:

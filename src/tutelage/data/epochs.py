@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,8 +127,24 @@ class ImageData(ABC):
         """`[n]` int64 labels of the training subset, on the device."""
 
     @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides which normalised image a row and a view of the training images stand for.
+
+        Of images that `finish` does not vary. The values are such as JSON can hold, and don't depend on where
+        the images are stored.
+        """
+
+    @abstractmethod
     def size(self, split: str) -> int:
         """Number of images in a split; 0 where it does not exist."""
+
+    @abstractmethod
+    def digest(self, split: str) -> str:
+        """What tells a split from others: of its labels and some of its images, wherever they are stored.
+
+        Raises:
+            UserError: There is no such split.
+        """
 
     @abstractmethod
     def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tutelage.data.catalog import IMAGENET_NORMALISATION, DatasetInfo, register_dataset
-from tutelage.data.sources import TEST_NAMES, Names, Source, StoredImages
+from tutelage.data.sources import TEST_NAMES, Names, Source, StoredImages, read_lines
 from tutelage.errors import UserError
 
 LISTS = ("meta", "metas")
@@ -43,12 +45,23 @@ class Files(Source):
         """See `Source`."""
         return Files((self.paths[row] for row in rows.tolist()), self.labels[rows.cpu()])
 
+    def marks(self) -> Iterator[bytes]:
+        """See `Source`: each file's name with its folder's, and its size."""
+        for path in self.paths:
+            try:
+                size = os.stat(path).st_size
+            except OSError:
+                size = -1
+            yield f"{'/'.join(Path(path).parts[-2:])} {size}".encode("utf-8", "surrogateescape")
+
 
 def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TEST_NAMES) -> StoredImages:
     """Look for ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``, or ``validation``).
 
-    The classes are the folders of ``train`` in alphabetical order. A flat ``val`` whose labels stand in
-    ``meta/val.txt`` (lines of file name and class number) is read as well, ImageNet's layout in PACKD.
+    The classes are the folders of ``train`` in alphabetical order. Names that start with a dot are passed
+    over, be they classes or files: they are what macOS, editors and notebooks leave behind. A flat ``val``
+    whose labels stand in ``meta/val.txt`` (lines of file name and class number) is read as well, ImageNet's
+    layout in PACKD.
 
     Args:
         info: Of the dataset, without classes and numbers of images.
@@ -72,7 +85,7 @@ def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TE
     classes = _class_names(train_folder)
     train = _by_class(train_folder, classes)
     listed = find_list(folder)
-    flat = not any(entry.is_dir() for entry in test_folder.iterdir())
+    flat = not _folders_in(test_folder)
     if flat and listed is not None:
         test = _by_list(test_folder, listed, len(classes))
     else:
@@ -82,8 +95,17 @@ def scan_folders(info: DatasetInfo, folder: Path, test_names: Sequence[str] = TE
     return StoredImages(found, train, test)
 
 
+def is_hidden(path: Iterable[str]) -> bool:
+    """Whether a file, or a folder on the way to it, has a name that starts with a dot."""
+    return any(part.startswith(".") for part in path)
+
+
+def _folders_in(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not is_hidden((e.name,))))
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    names = _folders_in(folder)
     if not names:
         raise UserError(f"{folder} has no class folders; put each class's images into a folder of its own")
     return names
@@ -93,9 +115,14 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> Files:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        here = sorted(str(p) for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        inside = folder / name
+        here = sorted(
+            str(path)
+            for path in inside.rglob("*")
+            if path.suffix.lower() in IMG_EXTENSIONS and not is_hidden(path.relative_to(inside).parts)
+        )
         if not here:
-            raise UserError(f"{folder / name} has no images ({', '.join(IMG_EXTENSIONS)})")
+            raise UserError(f"{inside} has no images ({', '.join(IMG_EXTENSIONS)})")
         paths += here
         labels += [label] * len(here)
     return Files(paths, torch.tensor(labels))
@@ -126,11 +153,12 @@ def read_list(listed: Path, classes: int) -> list[tuple[str, int]]:
         UserError: A line is something else.
     """
     entries: list[tuple[str, int]] = []
-    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(listed), start=1):
         name, _, label = line.rpartition(" ")
-        if not name or not label.isdigit() or int(label) >= classes:
+        if not name or not re.fullmatch(r"[0-9]{1,9}", label) or int(label) >= classes:
             raise UserError(
-                f"line {number} of {listed} is no file name with a class number below {classes}: {line!r}"
+                f"line {number} of {listed} is no file name with a class number below {classes}: "
+                f"{line[:80]!r}"
             )
         entries.append((name, int(label)))
     return entries
@@ -193,9 +221,25 @@ def given_folder(info: DatasetInfo, folder: Path | None, download: bool) -> Path
     return folder
 
 
-@register_dataset(IMAGENET)
 @register_dataset(FOLDER)
 def _load(info: DatasetInfo, folder: Path | None, download: bool) -> StoredImages:
     place = given_folder(info, folder, download)
     inner = place / info.name  # where 'tutelage data prepare' puts it
     return scan_folders(info, inner if not (place / "train").exists() and inner.is_dir() else place)
+
+
+@register_dataset(IMAGENET)
+def _load_imagenet(info: DatasetInfo, folder: Path | None, download: bool) -> StoredImages:
+    """An image folder, whose classes must be ImageNet's.
+
+    By its name alone weights and records tell what their classes are.
+    """
+    found = _load(info, folder, download)
+    odd = sorted(set(found.info.class_names) ^ set(info.class_names))
+    if odd:
+        what = "is missing" if odd[0] in info.class_names else "is none of them"
+        raise UserError(
+            f"{folder} is not {info.name}: class '{odd[0]}' {what} ({found.info.num_classes} classes for "
+            f"{info.num_classes}); complete it, or give --data folder for images of other classes"
+        )
+    return found

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tutelage.data.catalog import Choice, DatasetInfo, register_dataset
 from tutelage.data.folders import FOLDER, given_folder
-from tutelage.data.sources import TEST_NAMES, TRAIN_NAMES, Source, StoredImages, check_labels
+from tutelage.data.sources import TEST_NAMES, TRAIN_NAMES, Source, StoredImages, check_labels, numbered
 from tutelage.errors import TutelageError, UserError
 
 FAMILY = "hfds"
@@ -57,6 +57,11 @@ class Table(Source):
         kept = rows.cpu()
         return Table(self.table, self.column, self.where, self.rows[kept], self.labels[kept])
 
+    def marks(self) -> Iterator[bytes]:
+        """See `Source`: the fingerprint that ``datasets`` keeps beside a table, the column, and the rows."""
+        yield f"{getattr(self.table, '_fingerprint', '')} {self.column}".encode()
+        yield self.rows.numpy().astype("<i8").tobytes()
+
     def _image(self, row: int) -> dict[str, Any]:
         image: dict[str, Any] = self.table[int(self.rows[row])][self.column] or {}
         return image
@@ -80,7 +85,7 @@ def read_tables(info: DatasetInfo, splits: Mapping[str, Any], choice: Choice) ->
     test = _split(splits if choice.test else labelled, choice.test, TEST_NAMES, where)
     values, test_values = (_classes(splits[split], label, where) for split in (train, test))
     named, test_named = (_names(splits[split], label) for split in (train, test))
-    names = named or _names_of(values)
+    names = named or _names_of(values, where)
     if (test_named or names) != names:
         raise UserError(
             f"the classes of {where} differ between '{train}' and '{test}'; they must be the same"
@@ -176,9 +181,9 @@ def _names(split: Any, column: str) -> tuple[str, ...]:
     return tuple(getattr(split.features.get(column), "names", ()))
 
 
-def _names_of(values: np.ndarray) -> tuple[str, ...]:
+def _names_of(values: np.ndarray, where: str) -> tuple[str, ...]:
     if np.issubdtype(values.dtype, np.integer):
-        return tuple(str(number) for number in range(values.max(initial=-1) + 1))
+        return numbered(values, where)
     return tuple(sorted(set(values.tolist())))
 
 

@@ -103,6 +103,12 @@ class Packed(Source):
         kept = rows.cpu()
         return Packed(self.archives, self.places[kept.numpy()], self.labels[kept])
 
+    def marks(self) -> Iterator[bytes]:
+        """See `Source`: the archives' names, and where in them the images lie."""
+        for archive in self.archives:
+            yield Path(archive).name.encode("utf-8", "surrogateescape")
+        yield np.ascontiguousarray(self.places, dtype="<i8").tobytes()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
@@ -184,12 +190,17 @@ def find_split(folder: Path, wanted: str | None, names: Sequence[str]) -> tuple[
     Raises:
         UserError: There are none.
     """
+    what, setting = ("training", "train_split") if names == TRAIN_NAMES else ("test", "test_split")
     for name in (wanted,) if wanted else names:
-        found = _archives(folder, name)
+        try:
+            found = _archives(folder, name)
+        except (NotImplementedError, ValueError) as error:  # an absolute pattern; one that is no pattern
+            raise UserError(
+                f"data.{setting}={name} can't be looked for ({error}); give a pattern of files in {folder}"
+            ) from error
         if found:
             return name, found
     name = wanted or names[0]
-    what, setting = ("training", "train_split") if names == TRAIN_NAMES else ("test", "test_split")
     raise UserError(
         f"{folder} has no archives of {what} images, neither {name}/*.tar nor tar files with '{name}' in "
         f"their names; name them, or a pattern of files, as data.{setting}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from tutelage.data.augment import Views
 from tutelage.data.batch import Batch
 from tutelage.data.catalog import Dataset, Triple
+from tutelage.data.digests import digest, sampled
 from tutelage.data.epochs import EpochOrder, ImageData, check_batch_size, check_indices
 from tutelage.data.finish import Erasing, Finish, Policy
 from tutelage.data.mixing import Mix
@@ -99,10 +100,7 @@ class ResidentData(ImageData):
         self.splits["test"] = self._resident(dataset.test_images, dataset.test_labels, None)
 
     def identity(self) -> dict[str, Any]:
-        """What decides which normalised image a row and a view of the training images stand for.
-
-        Of images that `finish` does not vary. The values are such as JSON can hold.
-        """
+        """See `ImageData`; two that are equal have the same images to the last bit."""
         pixels = self.splits["train"].images.permute(0, 2, 3, 1).cpu().contiguous()
         return {
             "shape": list(pixels.shape),
@@ -120,6 +118,13 @@ class ResidentData(ImageData):
     def size(self, split: str) -> int:
         """See `ImageData`."""
         return len(self.splits[split].labels) if split in self.splits else 0
+
+    def digest(self, split: str) -> str:
+        """See `ImageData`; of uncut images."""
+        self.check_split(split)
+        images, labels = self.splits[split]
+        some = images[sampled(len(images)).to(self.device)].cpu().contiguous()
+        return digest(labels, (image.numpy().tobytes() for image in some))
 
     def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """See `ImageData`."""

@@ -20,7 +20,7 @@ from tutelage.data.catalog import Choice, DatasetInfo, register_dataset
 from tutelage.data.folders import FOLDER, given_folder
 from tutelage.data.packed import Index, Member, find_split, indexed, members, opened, packed, read_at
 from tutelage.data.progress import advancing
-from tutelage.data.sources import TEST_NAMES, TRAIN_NAMES, StoredImages, check_labels
+from tutelage.data.sources import TEST_NAMES, TRAIN_NAMES, StoredImages, check_labels, numbered, read_lines
 from tutelage.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -31,6 +31,8 @@ INFOS = ("_info.json", "info.json")
 NAME_LISTS = ("classnames.txt", "classes.txt")
 LONGEST_LABEL = 2**20
 """Bytes; no class number takes as many."""
+HIGHEST_LABEL = 10**9 - 1
+"""Nor is any greater: it has nine digits at most."""
 
 SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
 """The sample that a file belongs to, and what it holds of it."""
@@ -89,19 +91,19 @@ def _listed(folder: Path) -> dict[str, Split]:
         return {}
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
-        return {
-            name: Split(
-                name,
-                tuple(folder / file for file in facts["filenames"]),
-                tuple(facts["shard_lengths"]) if facts.get("shard_lengths") else None,
-                facts.get("alt_label") or None,
-            )
-            for name, facts in splits.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {name: _described(name, folder, facts) for name, facts in splits.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} doesn't say which shards make up each split ({error!r}); repair or remove it"
         ) from error
+
+
+def _described(name: str, folder: Path, facts: Mapping[str, Any]) -> Split:
+    shards = tuple(folder / file for file in facts["filenames"])
+    counts = tuple(facts["shard_lengths"]) if facts.get("shard_lengths") else None
+    if counts is not None and len(counts) != len(shards):
+        raise ValueError(f"'{name}' has {len(counts)} shard_lengths for {len(shards)} filenames")
+    return Split(name, shards, counts, facts.get("alt_label") or None)
 
 
 def _split(folder: Path, listed: Mapping[str, Split], wanted: str | None, names: Sequence[str]) -> Split:
@@ -185,8 +187,11 @@ def _label(file: IO[bytes], sample: Mapping[str, Member], field: str | None, whe
         label = fields[field or "label"]
         if isinstance(label, (bool, float)):
             raise ValueError(label)
-        return int(label)
-    except (ValueError, KeyError, TypeError) as error:
+        number = int(label)
+        if abs(number) > HIGHEST_LABEL:
+            raise ValueError(f"a number of {len(str(label))} digits")
+        return number
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"the json of sample {where} has no class number in its field '{field or 'label'}' ({error!r}); "
             "name the field as data.label_column"
@@ -204,8 +209,8 @@ def _kinds(sample: Mapping[str, Member]) -> str:
 def _class_names(folder: Path, labels: np.ndarray) -> tuple[str, ...]:
     path = next((folder / name for name in NAME_LISTS if (folder / name).is_file()), None)
     if path is None:
-        return tuple(str(number) for number in range(labels.max(initial=-1) + 1))
-    return tuple(path.read_text(encoding="utf-8").splitlines())
+        return numbered(labels, folder)
+    return tuple(read_lines(path))
 
 
 WDS = dataclasses.replace(

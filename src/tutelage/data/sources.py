@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -49,6 +50,10 @@ class Source(ABC):
     def part(self, rows: Tensor) -> Source:
         """The given rows (`[m]` int64) alone, in their order."""
 
+    def marks(self) -> Iterator[bytes]:
+        """What names and measures the rows in their order, if possible the same wherever they are stored."""
+        return (self.name(row).encode("utf-8", "surrogateescape") for row in range(len(self)))
+
 
 @dataclass(frozen=True)
 class StoredImages:
@@ -68,6 +73,20 @@ class StoredImages:
     def train_labels(self) -> Tensor:
         """`[n]` int64 labels of the training images."""
         return self.train.labels
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that belongs to a dataset.
+
+    Raises:
+        UserError: It can't be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror or error}; check the path and rights") from error
 
 
 def check_labels(train: np.ndarray, test: np.ndarray, names: Sequence[str], where: object) -> None:
@@ -97,6 +116,26 @@ def check_labels(train: np.ndarray, test: np.ndarray, names: Sequence[str], wher
             f"class {empty[0]} ('{names[empty[0]]}') has no training images in {where} ({len(empty)} of "
             f"{len(names)} classes have none); complete it"
         )
+
+
+def numbered(labels: np.ndarray, where: object) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers.
+
+    Args:
+        labels: `[n]` class numbers of the training images.
+        where: They are from, for messages.
+
+    Raises:
+        UserError: There can't be so many classes, as each has an image. One damaged number would otherwise
+            take all memory here.
+    """
+    highest = int(labels.max(initial=-1))
+    if highest >= len(labels):
+        raise UserError(
+            f"{where} has a training image of class {highest}, but {len(labels)} training images in all, too "
+            "few for each class from 0 to have one; correct the class numbers"
+        )
+    return tuple(str(number) for number in range(highest + 1))
 
 
 class Names:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,11 @@ from tutelage.data.batch import Batch
 from tutelage.data.catalog import Triple
 from tutelage.data.crops import VIEWS, ResizedCrop
 from tutelage.data.decoding import Decoder, Loaded, Place
+from tutelage.data.digests import digest, sampled
 from tutelage.data.epochs import ImageData, check_batch_size, check_indices
 from tutelage.data.finish import Erasing, Finish, Policy
 from tutelage.data.mixing import Mix
-from tutelage.data.sources import StoredImages
+from tutelage.data.sources import Source, StoredImages
 from tutelage.errors import TutelageError
 
 TOLERATED = 0.001
@@ -48,6 +51,7 @@ class StreamData(ImageData):
         std: Triple | None = None,
         augment: bool = True,
         crop_share: float = 0.875,
+        interpolation: str = "random",
         train_indices: Tensor | None = None,
         val_indices: Tensor | None = None,
         channels_last: bool = True,
@@ -63,6 +67,7 @@ class StreamData(ImageData):
             std: Likewise.
             augment: False shows training images as they are evaluated.
             crop_share: See `ResizedCrop`.
+            interpolation: Likewise.
             train_indices: `[n]` rows of the training files to train on, in the order of `Batch.index`.
             val_indices: `[m]` rows of the training files held out for validation.
             channels_last: Memory format of the batches.
@@ -91,17 +96,36 @@ class StreamData(ImageData):
         if val_indices is not None and len(val_indices):
             self.splits["val"] = whole.part(val_indices)
         self._labels = {name: source.labels.to(self.device) for name, source in self.splits.items()}
-        crop = ResizedCrop(self.info.image_size, crop_share, flip=self.info.flip)
-        self._decoder = Decoder(self.splits, crop, workers, pinned=self.device.type == "cuda")
+        self._crop = ResizedCrop(self.info.image_size, crop_share, interpolation, flip=self.info.flip)
+        self._decoder = Decoder(self.splits, self._crop, workers, pinned=self.device.type == "cuda")
 
     @property
     def train_labels(self) -> Tensor:
         """See `ImageData`."""
         return self._labels["train"]
 
+    def identity(self) -> dict[str, Any]:
+        """See `ImageData`; of images names and sizes, and the content of some: all would take an epoch."""
+        names = hashlib.sha256()
+        for mark in self.splits["train"].marks():
+            names.update(mark + b"\n")
+        return {
+            "images": self.digest("train"),
+            "names": names.hexdigest(),
+            "views": repr(self._crop) if self._augment else "plain",
+            "mean": self.finish.mean.flatten().tolist(),
+            "std": self.finish.std.flatten().tolist(),
+        }
+
     def size(self, split: str) -> int:
         """See `ImageData`."""
         return len(self.splits[split]) if split in self.splits else 0
+
+    def digest(self, split: str) -> str:
+        """See `ImageData`; of the encoded images, and nothing of one that can't be read."""
+        self.check_split(split)
+        source = self.splits[split]
+        return digest(source.labels, (_content(source, row) for row in sampled(len(source)).tolist()))
 
     def sample_crops(self, count: int, generator: torch.Generator) -> Tensor:
         """See `ImageData`."""
@@ -162,6 +186,14 @@ class StreamData(ImageData):
                 f"{len(self.unreadable)} of {total} image files can't be read, {min(self.unreadable)} among "
                 "them; replace or remove them"
             )
+
+
+def _content(source: Source, row: int) -> bytes:
+    try:
+        with source.open(row) as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _places(split: str, rows: Tensor, views: Tensor) -> list[Place]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tutelage.data.archives import first_line
@@ -16,6 +15,7 @@ from tutelage.data.catalog import IMAGENET_NORMALISATION, Dataset, DatasetInfo, 
 from tutelage.data.download import RemoteFile, fetch
 from tutelage.data.folders import scan_folders
 from tutelage.data.progress import advancing
+from tutelage.data.raster import open_image, to_rgb
 from tutelage.data.sources import Source
 from tutelage.data.tiny_imagenet_preparation import PREPARED, prepare_tiny_imagenet
 from tutelage.errors import UserError
@@ -151,10 +151,10 @@ def _decoded(source: Source, side: int) -> Tensor:
 
     def decode(row: int) -> str | None:
         try:
-            with source.open(row) as file, Image.open(file) as image:
+            with source.open(row) as file, open_image(file) as image:
                 if image.size != (side, side):
                     return f"{source.name(row)} (it has {image.width}x{image.height} pixels)"
-                pixels[row] = np.asarray(image.convert("RGB"))
+                pixels[row] = np.asarray(to_rgb(image))
         except Exception as error:  # what a decoder raises for damaged content is anybody's guess
             return f"{source.name(row)} ({first_line(error)})"
         return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.losses.directions import directions
 from tutelage.losses.features import attention_map, pool_to
 
 _SMALL = 1e-6
@@ -36,7 +36,7 @@ def attended_loss(students: Sequence[Tensor], teachers: Sequence[Tensor], attent
 
     def ours(sides: tuple[int, ...]) -> Tensor:
         pooled = [pool_to(energy, *sides).flatten(1) for energy in energies]
-        return F.normalize(torch.stack(pooled, dim=1), dim=2)
+        return directions(torch.stack(pooled, dim=1), dim=2)
 
     values = {sides: ours(sides) for sides in {tuple(teacher.shape[2:]) for teacher in teachers}}
     distances = [
@@ -63,7 +63,7 @@ def cka_loss(students: Tensor, teachers: Tensor, joint: bool = False) -> Tensor:
 
     Source:
         Kornblith et al. 2019, arXiv 1905.00414, section 3; PAT ``distillers/off.py`` (``prior_loss``), which
-        computes the joint kind.
+        computes the joint kind. Deviation: samples without features get no gradient, see `directions`.
     """
     ours, theirs = _centred_gram(students), _centred_gram(teachers)
     cross, own, other = (_products(*pair, joint) for pair in ((ours, theirs), (ours, ours), (theirs, theirs)))
@@ -73,7 +73,7 @@ def cka_loss(students: Tensor, teachers: Tensor, joint: bool = False) -> Tensor:
 
 def _centred_gram(features: Tensor) -> Tensor:
     """`[B, S, ...]` to `[S, B, B]`."""
-    samples = F.normalize(features.flatten(2).transpose(0, 1), dim=2)
+    samples = directions(features.flatten(2).transpose(0, 1), dim=2)
     gram = samples @ samples.transpose(1, 2)
     centred = gram - gram.mean(dim=1, keepdim=True)
     return centred - centred.mean(dim=2, keepdim=True)

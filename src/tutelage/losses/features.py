@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.losses.directions import directions
+
 _LEVELS = (4, 2, 1)
 
 
@@ -44,12 +46,12 @@ def attention_map(features: Tensor, p: int = 2) -> Tensor:
             takes absolute values).
 
     Returns:
-        Map `[B, H * W]`, each row of L2 norm 1 (0 where the map vanishes).
+        Map `[B, H * W]`, each row of L2 norm 1 (0 where the map vanishes, see `directions`).
 
     Source:
         Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1; RepDistiller ``distiller_zoo/AT.py``.
     """
-    return F.normalize(features.pow(p).mean(dim=1).flatten(1), dim=1)
+    return directions(features.pow(p).mean(dim=1).flatten(1), dim=1)
 
 
 def attention_loss(student: Tensor, teacher: Tensor, p: int = 2) -> Tensor:
@@ -111,9 +113,10 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source:
         Huang and Wang 2017, arXiv 1707.01219, with the polynomial kernel of degree 2 and constant 0;
-        RepDistiller ``distiller_zoo/NST.py`` (which keeps the gradient of the first term back).
+        RepDistiller ``distiller_zoo/NST.py`` (which keeps the gradient of the first term back). Deviation:
+        channels that vanish get no gradient, see `directions`.
     """
-    students, teachers = (F.normalize(maps.flatten(2), dim=2) for maps in pooled_alike(student, teacher))
+    students, teachers = (directions(maps.flatten(2), dim=2) for maps in pooled_alike(student, teacher))
     own = _mean_kernel(teachers, teachers) + _mean_kernel(students, students)
     return own - 2 * _mean_kernel(students, teachers)
 

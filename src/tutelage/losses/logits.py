@@ -57,7 +57,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
     Args:
         student_logits: z_s `[B, C]`.
-        teacher_logits: z_t `[B, C]`.
+        teacher_logits: z_t `[B, C]`; minus infinity rules a class out.
         temperature: T > 0.
 
     Returns:
@@ -70,6 +70,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     """
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    # A class that the teacher rules out costs 0 log 0 = 0, and not 0 times minus infinity.
+    teacher = teacher.clamp(min=torch.finfo(teacher.dtype).min)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -164,11 +166,14 @@ def dist_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
         temperature: T > 0 (tau in the paper).
 
     Returns:
-        (inter, intra), two unweighted scalars in `[0, 2 T^2]`. A constant row or column (a batch of one
-        image makes every column constant) counts as uncorrelated and has no gradient.
+        (inter, intra), two unweighted scalars in `[0, 2 T^2]`. A row or column that is constant but for
+        rounding counts as uncorrelated and has no gradient: every column of a batch of one image, and every
+        row of a classifier that starts at zero.
 
     Source:
-        Huang et al. 2022, arXiv 2205.10536, equations 7 to 10; OFAKD ``distillers/dist.py``.
+        Huang et al. 2022, arXiv 2205.10536, equations 7 to 10; OFAKD ``distillers/dist.py``. Deviation: there
+        a constant row gets a gradient larger by 1e8, what the product of the two lengths is raised by being
+        1e-8; it ruins networks whose classifier starts at zero (ResMLP, MLP-Mixer) in the first step.
     """
     student = F.softmax(student_logits / temperature, dim=1)
     teacher = F.softmax(teacher_logits / temperature, dim=1)
@@ -225,7 +230,14 @@ def decouple(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of matching rows, `[N, M]` and `[N, M]` to `[N]`."""
-    a = a - a.mean(dim=1, keepdim=True)
-    b = b - b.mean(dim=1, keepdim=True)
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return (a * b).sum(dim=1) / (norms + 1e-8)
+    (a, length_a), (b, length_b) = _centred(a), _centred(b)
+    return (a * b).sum(dim=1) / (length_a * length_b + 1e-8)
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows `[N, M]` less their mean, and the lengths `[N]` of that; 0 and 1 for rows that are constant."""
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    lengths = torch.linalg.vector_norm(centred, dim=1)
+    rounding = 8 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows.detach(), dim=1)
+    varies = lengths > rounding
+    return torch.where(varies.unsqueeze(1), centred, 0.0), torch.where(varies, lengths, 1.0)

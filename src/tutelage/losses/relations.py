@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.losses.directions import directions
+
 _COINCIDENT = 1e-12
 _SMALL = 1e-7
 
@@ -24,6 +26,7 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source:
         Tung and Mori 2019, arXiv 1907.09682, equations 1 to 4; RepDistiller ``distiller_zoo/SP.py``.
+        Deviation: see `directions`.
     """
     return F.mse_loss(_similarities(student), _similarities(teacher))
 
@@ -65,8 +68,7 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source:
         Park et al. 2019, arXiv 1904.05068, equations 8 and 9; RepDistiller ``distiller_zoo/RKD.py``.
-        Deviation: two samples that coincide have no direction and here pass no gradient; dividing by a
-        small constant, as the reference does, lets it grow to 1e12.
+        Deviation: two samples that coincide pass no gradient, see `directions`.
     """
     return F.smooth_l1_loss(_angles(student), _angles(teacher))
 
@@ -142,14 +144,14 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def _similarities(features: Tensor) -> Tensor:
     """Gram matrix `[B, B]` of flattened features `[B, ...]`, rows of unit length."""
     flat = features.flatten(1)
-    return F.normalize(flat @ flat.t(), dim=1)
+    return directions(flat @ flat.t(), dim=1)
 
 
 def _resemblances(features: Tensor) -> Tensor:
     """Cosine similarities `[B, B]` of features `[B, D]`, mapped to [0, 1], rows adding up to 1."""
     lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    directions = features / (lengths + _SMALL)
-    similarities = (directions @ directions.t() + 1) / 2
+    scaled = features / (lengths + _SMALL)
+    similarities = (scaled @ scaled.t() + 1) / 2
     return similarities / similarities.sum(dim=1, keepdim=True)
 
 
@@ -167,8 +169,5 @@ def _relative_distances(embeddings: Tensor) -> Tensor:
 
 def _angles(embeddings: Tensor) -> Tensor:
     """Cosines `[B, B, B]`: entry (i, j, k) is the angle at sample i between samples j and k."""
-    differences = embeddings.unsqueeze(0) - embeddings.unsqueeze(1)
-    lengths = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
-    apart = lengths > _COINCIDENT
-    directions = differences * (apart / torch.where(apart, lengths, 1.0))
-    return directions @ directions.transpose(1, 2)
+    towards = directions(embeddings.unsqueeze(0) - embeddings.unsqueeze(1), dim=2)
+    return towards @ towards.transpose(1, 2)

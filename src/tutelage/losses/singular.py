@@ -67,7 +67,7 @@ def kdsvd_losses(
 
 
 def singular_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """First right singular vectors of maps, with a gradient that is always finite.
+    """First right singular vectors of maps, with a gradient that is finite where they aren't determined.
 
     For A = `[H W, C]` with A = U S V^T the change of a singular vector is
 
@@ -77,7 +77,7 @@ def singular_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     squared singular values (10 eps s_1^2): where two of them can't be told apart the vectors aren't
     determined, and no gradient flows between them. The vectors are computed without gradient; a term of value
     0 carries it. Values that are not finite are left out of the decomposition, which would fail on them, and
-    make the result NaN.
+    make the result NaN; so do maps so small that their squares vanish (1e-19 in float32).
 
     Args:
         features: Maps `[B, C, H, W]`.

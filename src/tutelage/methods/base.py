@@ -175,6 +175,10 @@ class DataSpec:
     take: Callable[[Tensor, Tensor], Batch]
     view_count: int
 
+    def __deepcopy__(self, memo: dict[int, object]) -> DataSpec:
+        """Itself: a copy of a method, such as a moving average makes, sees the same data."""
+        return self
+
 
 class Config(BaseModel):
     """Settings shared by all methods. Frozen; an unknown key is refused."""

@@ -15,7 +15,7 @@ from tutelage.data.class_table import ClassTable
 from tutelage.data.negatives import AliasTable, alias_table, check_negatives, draw_negatives, draw_rows
 from tutelage.losses import contrast_loss, kd_loss, log_normaliser
 from tutelage.methods.base import Clock, Config, DataSpec, Method, Needs, Networks, Outs, teacher_of
-from tutelage.methods.memory import EmbeddingHead, MemoryBank
+from tutelage.methods.memory import EmbeddingHead, Held, MemoryBank
 from tutelage.methods.pairs import POOLED, pooled_pair, pooled_widths
 from tutelage.methods.ranks import gather_rows
 from tutelage.methods.registry import register_method
@@ -135,6 +135,7 @@ class CRD(Method):
     """
 
     Config: ClassVar[type[Config]] = CRDConfig
+    labels: Tensor
 
     @property
     def needs(self) -> Needs:
@@ -153,21 +154,23 @@ class CRD(Method):
             config.contrast_temperature,
             config.momentum,
         )
-        self.labels, self.table = labels, ClassTable.of(labels, data.num_classes)
+        self.register_buffer("labels", labels, persistent=False)
+        table = ClassTable.of(labels, data.num_classes)
         if config.draw == "other":
-            check_negatives(self.table)
+            check_negatives(table)
+            self.table = Held(table)
         else:
-            sizes = self.table.sizes[labels]
+            sizes = table.sizes[labels]
             cells = alias_table(1 / sizes if config.draw == "balanced" else torch.ones_like(sizes))
-            self.cells = AliasTable(*(part.to(labels.device) for part in cells))
+            self.cells = Held(AliasTable(*(part.to(labels.device) for part in cells)))
 
     def views(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with its negatives."""
         config = self.config
         if config.draw == "other":
-            drawn = draw_negatives(self.labels[batch.index], self.table, config.negatives, generator)
+            drawn = draw_negatives(self.labels[batch.index], self.table.parts, config.negatives, generator)
         else:
-            drawn = draw_rows(self.cells, (len(batch.index), config.negatives), generator)
+            drawn = draw_rows(self.cells.parts, (len(batch.index), config.negatives), generator)
         return batch._replace(negatives=drawn)
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Parts = TypeVar("Parts", bound=NamedTuple)
+
+
+class Held(nn.Module, Generic[Parts]):
+    """A named tuple of tensors that goes where its module goes; checkpoints leave it out.
+
+    Args:
+        parts: The tuple.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self._make: Callable[..., Parts] = type(parts)
+        for name, part in parts._asdict().items():
+            self.register_buffer(name, part, persistent=False)
+
+    @property
+    def parts(self) -> Parts:
+        """The tuple, on the device of the module."""
+        return self._make(**dict(self.named_buffers()))
 
 
 class EmbeddingHead(nn.Module):

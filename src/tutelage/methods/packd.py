@@ -27,7 +27,7 @@ from tutelage.methods.base import (
     Phase,
     teacher_of,
 )
-from tutelage.methods.memory import EmbeddingHead
+from tutelage.methods.memory import EmbeddingHead, Held
 from tutelage.methods.packd_memory import BankMemory, FirstNegative, QueueMemory
 from tutelage.methods.pairs import POOLED, pooled_pair, pooled_widths
 from tutelage.methods.registry import register_method
@@ -52,9 +52,13 @@ class PACKDConfig(Config):
     """Defaults of PACKD's CIFAR script; names in brackets are its flags.
 
     ImageNet: ``memory`` queue, ``mixes`` 1, ``smallest_share`` 0.1, ``fresh_anchor`` false, ``temperature``
-    3. The paper: ``first_negative`` none, ``sum_mixes`` with ``mix_kd_weight`` 2, ``transport_cost`` cosine.
+    3. The paper: ``plain_ce``, ``first_negative`` none, ``sum_mixes`` with ``mix_kd_weight`` 2,
+    ``transport_cost`` cosine with ``transport_epsilon`` 1e-7; its head's contrast has no setting.
     """
 
+    plain_ce: bool = Field(
+        False, description="Compare labels with plain views alone, as in the paper, instead of all views."
+    )
     kd_weight: float = Field(1.0, ge=0, description="Weight of KD on the plain views (alpha).")
     mix_kd_weight: float = Field(1.0, ge=0, description="Weight of KD on the mixes (alpha_aug).")
     contrast_weight: float = Field(
@@ -172,7 +176,7 @@ class PACKD(Method):
     epoch, where the code counts 782 steps; negatives are drawn with replacement, see `draw_negatives`; images
     are turned after crop and flip, which for square ones gives the same distribution; Sinkhorn makes at most
     ``transport_rounds`` rounds; without mixes there is no KD on them, where the code gives NaN. The paper's
-    head is trained by contrast, its CE sees plain views alone, and its plan is nearly unregularised.
+    head is trained by contrast.
     """
 
     Config: ClassVar[type[Config]] = PACKDConfig
@@ -210,15 +214,21 @@ class PACKD(Method):
             raise UserError(
                 f"images of {height} x {width} pixels change shape when turned; set method.turn=false"
             )
-        self.data, self.table = data, ClassTable.of(data.labels, data.num_classes)
-        self.register_buffer("labels", data.labels, persistent=False)
+        self.data = data
+        self.know(data.labels, data.num_classes)
         if self.contrasts:
-            check_negatives(self.table)
-            self.build_contrast(*pooled_widths(nets, data), data.num_classes)
+            check_negatives(self.table.parts)
+            self.build_contrast(*pooled_widths(nets, data))
 
-    def build_contrast(self, student: int, teacher: int, num_classes: int) -> None:
+    def know(self, labels: Tensor, num_classes: int) -> None:
+        """Remember the classes of the training rows: labels `[N]` int64."""
+        self.register_buffer("labels", labels, persistent=False)
+        self.table = Held(ClassTable.of(labels, num_classes))
+
+    def build_contrast(self, student: int, teacher: int) -> None:
         """Heads and memory for pooled features of the given widths."""
-        config = self.config
+        config, table = self.config, self.table.parts
+        num_classes = len(table.sizes)
         width = config.embedding_dim if self.has_head else teacher
         if self.has_head:
             # Its first weights follow from the seed alone, so that runs that differ in the student share it.
@@ -228,9 +238,7 @@ class PACKD(Method):
         self.embed_s = EmbeddingHead(student, width)
         self.memory: BankMemory | QueueMemory
         if config.memory == "bank":
-            self.memory = BankMemory(
-                self.table, width, config.negatives, config.first_negative, config.momentum
-            )
+            self.memory = BankMemory(table, width, config.negatives, config.first_negative, config.momentum)
         else:
             self.memory = QueueMemory(config.queue_size, width, config.negatives, num_classes)
 
@@ -258,7 +266,7 @@ class PACKD(Method):
         labels = self.labels[batch.index]
         drawn = None
         if self.contrasts:
-            entering = self.remembered(labels)
+            entering = self.remembered(labels) if self.training else labels[:0]
             drawn = self.memory.draw(batch.index, labels, self.shown, generator, entering)
         return self.with_mixes(batch, labels, generator)._replace(negatives=drawn)
 
@@ -268,7 +276,7 @@ class PACKD(Method):
         if not config.mixes:
             return batch
         each = abs(config.mixes)
-        partners = draw_partners(labels, self.table, each, generator).flatten()
+        partners = draw_partners(labels, self.table.parts, each, generator).flatten()
         view = torch.randint(
             self.data.view_count, (2, len(partners)), generator=generator, device=generator.device
         )
@@ -300,8 +308,9 @@ class PACKD(Method):
 
     def forward(self, batch: Batch, outs: Outs, clock: Clock) -> dict[str, Tensor]:
         """See the class; the filling stage is the same without an update."""
-        terms = {"ce": self.supervised(batch, outs.student)}
-        terms |= self.distilled(outs.student.logits, teacher_of(outs).logits)
+        of = slice(None, None, self.shown if self.config.plain_ce else 1)
+        ce = self.config.ce_weight * self.label_loss(outs.student.logits[of], batch.targets[of])
+        terms = {"ce": ce} | self.distilled(outs.student.logits, teacher_of(outs).logits)
         if self.contrasts:
             terms["contrast"] = self.config.contrast_weight * self.contrast(batch, outs)
         return terms
@@ -319,14 +328,15 @@ class PACKD(Method):
         return {"kd": config.kd_weight * plain, "mix_kd": config.mix_kd_weight * scale * mixes}
 
     def contrast(self, batch: Batch, outs: Outs) -> Tensor:
-        """The contrastive loss of a batch, a scalar; the batch enters the memory before it is scored."""
+        """The contrastive loss of a batch, a scalar; in training it enters the memory before it is scored."""
         config, views = self.config, self.shown
         student, teacher = pooled_pair(outs)
         embedded = self.embed_s(student).unflatten(0, (-1, views))
         guides = self.teacher_embeddings(teacher).unflatten(0, (-1, views))
         index = batch.index[::views]
         labels = self.labels[index]
-        self.memory.take_in(*map(self.remembered, (index, labels, guides[:, 0])))
+        if self.training:
+            self.memory.take_in(*map(self.remembered, (index, labels, guides[:, 0])))
         assert batch.negatives is not None
         return packd_loss(
             embedded,

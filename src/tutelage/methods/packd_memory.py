@@ -12,7 +12,7 @@ from tutelage.data.negatives import draw_negatives
 from tutelage.data.partners import draw_partners
 from tutelage.errors import UserError
 from tutelage.losses.packd import EXCLUDED
-from tutelage.methods.memory import MemoryBank
+from tutelage.methods.memory import Held, MemoryBank
 
 FirstNegative = Literal["own", "class", "none"]
 
@@ -37,7 +37,8 @@ class BankMemory(MemoryBank):
         self, table: ClassTable, width: int, negatives: int, first: FirstNegative, momentum: float
     ) -> None:
         super().__init__(len(table.rows), width, normalised=True)
-        self.table, self.negatives, self.first, self.momentum = table, negatives, first, momentum
+        self.table = Held(table)
+        self.negatives, self.first, self.momentum = negatives, first, momentum
         self.register_buffer("written", torch.zeros(len(table.rows), 1, dtype=torch.bool))
 
     def draw(
@@ -60,12 +61,12 @@ class BankMemory(MemoryBank):
         Returns:
             `[B, K + 1]` int64, or `[B, K]` with nothing before the negatives.
         """
-        others = draw_negatives(labels, self.table, self.negatives, generator)
+        others = draw_negatives(labels, self.table.parts, self.negatives, generator)
         if self.first == "none":
             return others
         alike = index.unsqueeze(1)
         if self.first == "class":
-            alike = draw_partners(labels, self.table, 1, generator)
+            alike = draw_partners(labels, self.table.parts, 1, generator)
         return torch.cat([alike, others], dim=1)
 
     @torch.no_grad()

@@ -122,6 +122,7 @@ class Network(nn.Module):
             others; None where none are asked for.
         preprocess: Applied to the images first, e.g. another size; None passes them as they are.
         notes: What was done to its weights to make them fit, a sentence each.
+        origin: Hash of the weights that it was given, as they lie in their file; None for a fresh network.
 
     Raises:
         UserError: The model can't hand over what is asked.
@@ -137,6 +138,7 @@ class Network(nn.Module):
         self.role = role
         self.preprocess = None
         self.notes: tuple[str, ...] = ()
+        self.origin: str | None = None
         self._gates: list[Gate | None] = []
         self._recorders: list[Recorder] = []
         check_ask(model, ask, role)

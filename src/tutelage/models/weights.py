@@ -303,8 +303,9 @@ def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | No
         raise UserError("--mean and --std belong together; give both or neither")
     if mean is None or std is None:
         return
-    sound = all(0 <= value <= 1 for value in mean) and all(value > 0 for value in std)
+    sound = all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)
     if len(mean) != 3 or len(std) != 3 or not sound:
         raise UserError(
-            "--mean takes three numbers from 0 to 1 and --std three above 0, for red, green and blue in 0..1"
+            "--mean takes three numbers from 0 to 1 and --std three above 0 and up to 1, for red, green and "
+            "blue in 0..1"
         )

@@ -1,7 +1,7 @@
 """Recipes: the schema of a run, its YAML files, and how flags override them."""
 
 from tutelage.recipes.reading import read_recipe, recipe_names
-from tutelage.recipes.resolve import dump, resolve, save
+from tutelage.recipes.resolve import dump, resolve
 from tutelage.recipes.schema import ModelRecipe, Recipe, ScheduleRecipe, validate
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "read_recipe",
     "recipe_names",
     "resolve",
-    "save",
     "validate",
 ]

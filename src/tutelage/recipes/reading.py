@@ -170,6 +170,10 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class Dumper(yaml.SafeDumper):
+    """Safe YAML that quotes every string which `Loader`, or another reader, would take for a value."""
+
+
 BOOL = "tag:yaml.org,2002:bool"
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
@@ -178,6 +182,7 @@ Loader.yaml_implicit_resolvers = {
 Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 for _first in "-+0123456789.":
     Loader.yaml_implicit_resolvers.setdefault(_first, [])
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _both in (Loader, Dumper):
+    _both.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tutelage.errors import UserError
-from tutelage.files import write_text
-from tutelage.recipes.reading import Loader, read_recipe, section_of, with_sections
+from tutelage.recipes.reading import NAMED, Dumper, Loader, read_recipe, section_of, with_sections
 from tutelage.recipes.schema import Recipe, validate
 
 
@@ -36,6 +34,8 @@ def apply(values: dict[str, Any], path: Iterable[str], value: Any) -> None:
     A bare string where a section is expected (``method: kd``) counts as the section's name.
     """
     *sections, last = path
+    if not sections and last in NAMED and isinstance(value, str):
+        sections, last = [last], "name"
     if sections == ["method"] and last == "name" and section_of(values, "method").get("name") != value:
         values["method"] = {"name": value}
         return
@@ -69,9 +69,4 @@ def resolve(
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, complete with defaults; reading it back gives an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def save(recipe: Recipe, path: Path) -> None:
-    """Write `dump` atomically."""
-    write_text(path, dump(recipe))
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tutelage.errors import UserError
 from tutelage.methods import explain, method_config
+
+Mean = Annotated[float, Field(ge=0, le=1)]
+Std = Annotated[float, Field(gt=0, le=1)]
+"""A channel's normalisation, of pixels in 0..1; a zero would train to NaN, numbers of 0..255 to nothing."""
 
 
 class Section(BaseModel):
@@ -61,6 +65,11 @@ class DataRecipe(Section):
         description="Share of the resized side that evaluation shows (timm's crop_pct), where images are "
         "resized.",
     )
+    interpolation: Literal["random", "bilinear", "bicubic"] = Field(
+        "random",
+        description="Filter for resizing; random is bilinear or bicubic while training and bicubic in "
+        "evaluation, as in timm.",
+    )
     augment: bool | str = Field(
         True,
         description="Random crop and flip (as the dataset allows) while training; autoaugment adds its "
@@ -94,10 +103,12 @@ class DataRecipe(Section):
         description="Show each image so many times in a row, augmented afresh, and fewer images an epoch "
         "(repeated augmentation); 0: every image once.",
     )
-    mean: tuple[float, float, float] | None = Field(
-        None, description="Normalisation mean; None takes it from the weights' sidecar or the dataset."
+    mean: tuple[Mean, Mean, Mean] | None = Field(
+        None,
+        description="Normalisation mean, of pixels in 0..1; None takes it from the weights' sidecar or the "
+        "dataset.",
     )
-    std: tuple[float, float, float] | None = Field(None, description="Normalisation std; None as for mean.")
+    std: tuple[Std, Std, Std] | None = Field(None, description="Normalisation std; None as for mean.")
     batch_size: int = Field(64, ge=1, description="Images per training step, of all processes together.")
     drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is smaller.")
     branch_evaluation: bool = Field(
@@ -226,6 +237,22 @@ class RuntimeRecipe(Section):
     tensorboard: bool = Field(True, description="Write TensorBoard events.")
 
 
+UNDECISIVE: dict[str, set[str]] = {
+    "data": {"dir", "download", "eval_batch_size"},
+    "runtime": {
+        "device",
+        "workers",
+        "reuse_stages",
+        "teacher_answers",
+        "cache_gib",
+        "threads",
+        "checkpoint_steps",
+        "tensorboard",
+    },
+}
+"""Settings by section that decide how and where a run is computed, and change no more than rounding."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -269,19 +296,16 @@ class Recipe(Section):
         return {key: value for key, value in self.method.items() if key != "name"}
 
     def hash(self) -> str:
-        """Twelve hex digits of what determines the result: all but folders, device, the note, and
-        where the teacher's answers come from."""
-        content = self.model_dump(
-            mode="json",
-            exclude={
-                "note": True,
-                "data": {"dir", "download"},
-                "runtime": {"device", "teacher_answers", "cache_gib"},
-            },
-        )
-        for role in ("student", "teacher"):
-            if content[role]:
-                content[role].pop("weights")
+        """Twelve hex digits of what determines the result up to rounding.
+
+        That is all but the note, folders, and what only decides how the work is done (`UNDECISIVE`), so that
+        these may differ when a run is resumed. Of a network's weights it counts whether there are any; which
+        ones they are stands in the run's record, wherever the file lies.
+        """
+        content = self.model_dump(mode="json", exclude={"note": True, **UNDECISIVE})
+        for part in (content["student"], content["teacher"], *content["peers"]):
+            if part is not None:
+                part["weights"] = part["weights"] is not None
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,23 @@ import yaml
 from tutelage.errors import UserError
 from tutelage.runs.record import FORMAT, RunFolder
 
-NOT_LEARNT = ("device", "threads", "checkpoint_steps", "tensorboard")
-"""Settings under ``runtime`` that leave what is learnt as it is."""
+NOT_LEARNT: dict[str, tuple[str, ...]] = {
+    "data": ("dir", "download", "eval_batch_size"),
+    "runtime": (
+        "device",
+        "workers",
+        "reuse_stages",
+        "teacher_answers",
+        "cache_gib",
+        "threads",
+        "checkpoint_steps",
+        "tensorboard",
+    ),
+}
+"""Settings by section that leave what is learnt as it is; a recipe's hash leaves out the same."""
+
+NOTED_LATER = ("test_digest", "train_digest")
+"""What tells datasets of one name apart; unknown of runs of earlier versions, which don't note it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,13 @@ def read_result(path: str | Path) -> Result:
         ) from error
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys in which two protocols, or the settings of two runs, differ; what one doesn't know makes none."""
+    unknown = {key for key in NOTED_LATER if key not in one or key not in other}
+    keys = dict.fromkeys([*one, *other])
+    return [key for key in keys if key not in unknown and one.get(key) != other.get(key)]
+
+
 def _result(run: RunFolder, facts: dict[str, Any]) -> Result:
     student, teacher, summary = facts["student"], facts["teacher"], facts["summary"]
     best = summary["best"]
@@ -102,7 +125,10 @@ def _result(run: RunFolder, facts: dict[str, Any]) -> Result:
 
 
 def _settings(run: RunFolder, facts: dict[str, Any]) -> dict[str, str]:
-    """The recipe without what may differ among seeds, and the facts that a recipe leaves to the machine."""
+    """The recipe without what may differ among seeds, and the facts that a recipe leaves to the machine.
+
+    Folders move: weights count by their hash.
+    """
     try:
         recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -110,14 +136,28 @@ def _settings(run: RunFolder, facts: dict[str, Any]) -> dict[str, str]:
     if not isinstance(recipe, dict):
         raise UserError(f"{run.recipe} holds no recipe; restore it or leave the run out")
     recipe = _without(recipe, "seed", "note")
-    recipe["data"] = _without(recipe.get("data"), "dir", "download")
-    recipe["runtime"] = {**_without(recipe.get("runtime"), *NOT_LEARNT), "amp": facts["amp"]}
+    for section, names in NOT_LEARNT.items():
+        recipe[section] = _without(recipe.get(section), *names)
+    recipe["runtime"]["amp"] = facts["amp"]
     recipe["normalisation"] = facts["normalisation"]
-    # Folders move: the weights themselves count. Those of a fresh student follow from its seed.
+    if "train_digest" in facts:
+        recipe["train_digest"] = facts["train_digest"]
     for role in ("student", "teacher"):
-        if (recipe.get(role) or {}).get("weights") is not None:
-            recipe[role] = {**recipe[role], "weights": facts[role]["weights_hash"]}
+        recipe[role] = _identified(recipe.get(role), facts[role])
+    peers, known = recipe.get("peers") or [], facts.get("peers") or []
+    recipe["peers"] = [_identified(part, own) for part, own in zip(peers, known[: len(peers)], strict=True)]
     return _flat(recipe)
+
+
+def _identified(part: dict[str, Any] | None, facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A network's part of the recipe with the hash of its weights in the place of their path.
+
+    Those of a fresh network follow from the seed and are left out. Runs of earlier versions have noted only
+    what the network made of its weights, which is the same unless its classifier was new.
+    """
+    if part is None or facts is None or part.get("weights") is None:
+        return part
+    return {**part, "weights": facts.get("origin_hash") or facts["weights_hash"]}
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, str]:

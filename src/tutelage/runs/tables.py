@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tutelage.errors import UserError
 from tutelage.runs.record import RunFolder
-from tutelage.runs.results import Result, read_result
+from tutelage.runs.results import Result, differing, read_result
 
 HEADINGS = {
     "test": "best test epoch (chosen on test)",
@@ -97,7 +97,7 @@ def summarise(runs: Iterable[RunFolder | str | Path]) -> list[Row]:
     groups: list[list[Result]] = []
     for result in results:
         for group in groups:
-            if group[0].settings == result.settings:
+            if not any(differing(member.settings, result.settings) for member in group):
                 group.append(result)
                 break
         else:
@@ -111,17 +111,14 @@ def check_one_protocol(results: Sequence[Result]) -> None:
     Raises:
         UserError: Names two runs and the keys in which their protocols differ.
     """
-    first = results[0]
-    for other in results[1:]:
-        keys = sorted({*first.protocol, *other.protocol})
-        differing = [
+    for first, other in combinations(results, 2):
+        different = ", ".join(
             f"{key} {first.protocol.get(key)} and {other.protocol.get(key)}"
-            for key in keys
-            if first.protocol.get(key) != other.protocol.get(key)
-        ]
-        if differing:
+            for key in sorted(differing(first.protocol, other.protocol))
+        )
+        if different:
             raise UserError(
-                f"{first.run} and {other.run} follow different protocols ({', '.join(differing)}), so their "
+                f"{first.run} and {other.run} follow different protocols ({different}), so their "
                 "accuracies can't stand in one table; make one table for each"
             )
 
@@ -204,9 +201,10 @@ def _variant(one: Result, all_kinds: Sequence[Result]) -> str:
         return result.method, result.student, result.teacher
 
     alike = [other for other in all_kinds if names(other) == names(one)]
-    keys = dict.fromkeys(key for other in alike for key in other.settings)
-    differing = [key for key in keys if len({other.settings.get(key) for other in alike}) > 1]
-    return ", ".join(f"{key.removeprefix('method.')}={one.settings.get(key, 'unset')}" for key in differing)
+    pairs = combinations(alike, 2)
+    telling = {key for first, second in pairs for key in differing(first.settings, second.settings)}
+    keys = dict.fromkeys(key for other in alike for key in other.settings if key in telling)
+    return ", ".join(f"{key.removeprefix('method.')}={one.settings.get(key, 'unset')}" for key in keys)
 
 
 def _row(group: list[Result], variant: str) -> Row:

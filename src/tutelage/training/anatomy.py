@@ -17,6 +17,7 @@ from tutelage.models.fingerprint import COUNTED, layer_multiply_adds
 from tutelage.models.network import Network, probe
 from tutelage.models.probing import Size
 from tutelage.models.taps import Stage
+from tutelage.training.distributed import remembered
 from tutelage.training.step import Step
 
 Shape = list[int]
@@ -122,7 +123,7 @@ def describe_parts(nets: Networks, method: Method, batch: Batch, clock: Clock) -
             step.train(was_training)
             method.discard()
     own = sum(p.numel() for p in method.parameters(recurse=False) if p.requires_grad)
-    state = sum(b.numel() for b in method.buffers(recurse=False))
+    state = sum(value.numel() for name, value in remembered(method).items() if "." not in name)
     alone = [Part("(own values)", type(method).__name__, own, state)] if own or state else []
     return [part for part in parts.values() if part.parameters or part.state] + alone
 
@@ -138,7 +139,8 @@ def _parts(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _part(name: str, module: nn.Module) -> Part:
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return Part(name, type(module).__name__, trained, sum(b.numel() for b in module.buffers()))
+    state = sum(value.numel() for value in remembered(module).values())
+    return Part(name, type(module).__name__, trained, state)
 
 
 @contextmanager

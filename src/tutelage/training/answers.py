@@ -27,7 +27,7 @@ from tutelage.models.network import Ask, Network, Outputs, probe
 from tutelage.recipes import Recipe
 from tutelage.training.answer_files import AnswerFiles
 from tutelage.training.distributed import world
-from tutelage.training.hardware import amp_type, hardware, wants_compile
+from tutelage.training.hardware import amp_type, exact_float32, hardware, wants_compile
 from tutelage.training.loading import image_size
 from tutelage.training.progress import Reporter
 from tutelage.training.shown import own_wish
@@ -152,7 +152,8 @@ class Answers:
             return self._teacher
         self._reporter.say("compiling the teacher and comparing its answers with the eager ones ...")
         compiled = torch.compile(self._teacher, fullgraph=True, dynamic=False)
-        exact = Pass(self._teacher.teacher, None)(images)
+        with exact_float32(images.device):
+            exact = Pass(self._teacher.teacher, None)(images)
         why_not = distrusted("answers", exact, self._teacher(images), lambda: compiled(images))
         if why_not is None:
             return compiled

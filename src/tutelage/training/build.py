@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.data import ImageData
+from tutelage.data import ImageData, StreamData
 from tutelage.errors import UserError
 from tutelage.methods import DataSpec, Method, Networks, create_method
 from tutelage.recipes import Recipe
@@ -19,6 +19,9 @@ from tutelage.training.loading import image_size, load_data
 from tutelage.training.networks import build_network, student_recipes
 from tutelage.training.optimisers import create_optimiser
 from tutelage.training.preprocessing import RGB, normalisation, sidecar_of
+
+IN_PROTOCOL = {"crop_share", "repeats", "test_split"}
+"""Settings of the data that belong to the protocol where they are not the defaults."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ def check_batches(recipe: Recipe, method: Method) -> None:
 
 def protocol(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """What must be equal for two accuracies to be comparable."""
+    # What records without it had: there was no choice, and files and images in memory had different filters.
+    usual = "bilinear" if isinstance(data, StreamData) else "random"
     return {
         "dataset": recipe.data.name,
         "few_ratio": recipe.data.few_ratio,
@@ -158,9 +163,11 @@ def protocol(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         "train_images": data.train_size,
         "val_images": data.size("val"),
         "test_images": data.size("test"),
+        "test_digest": data.digest("test"),
         "image_size": list(image_size(data)),
         "epochs": recipe.schedule.epochs,
-        **recipe.data.model_dump(include={"crop_share", "repeats"}, exclude_defaults=True),
+        **recipe.data.model_dump(include=IN_PROTOCOL, exclude_defaults=True),
+        **({} if recipe.data.interpolation == usual else {"interpolation": recipe.data.interpolation}),
         **({"student_image_size": recipe.student.image_size} if recipe.student.image_size else {}),
         **({"processes": world()} if world() > 1 else {}),
     }

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.files import named_path
+from tutelage.files import check_new_folder, named_path
 from tutelage.methods import create_method, method_class
 from tutelage.runs import as_dicts, gain, summarise, write_page
 from tutelage.runs.tables import Gain, Row, spread
+from tutelage.training.distributed import launched
+from tutelage.training.hardware import pick_device
 from tutelage.training.jobs import distill, mutual, train
 from tutelage.training.progress import Reporter
-from tutelage.training.starting import RUNS_FOLDER
+from tutelage.training.starting import numbered_folder
 
 TEACHER, STUDENT = "demo/teacher", "demo/student"
 """The bundled recipes."""
@@ -49,11 +51,13 @@ def demo(
         not), ``page``, ``out`` and ``seconds``. Plain values that JSON can hold.
 
     Raises:
-        UserError: The method is unknown or "none", there are fewer than 2 seeds, or the folder is taken.
+        UserError: The method is unknown or "none", there are fewer than 2 seeds or several processes, or the
+            device is not there, or the folder is taken.
         TutelageError: A run failed or was interrupted.
     """
     began = time.perf_counter()
     check(method, seeds)
+    pick_device(device)  # refuses before there is a folder
     folder = new_folder(out)
     reporter = reporter or Reporter(quiet=True)
     teacher, flags = train_teacher(method, folder / "teacher", device, reporter)
@@ -98,6 +102,8 @@ def check(method: str, seeds: int) -> None:
     """
     if method_class(method) is method_class("none"):
         raise UserError("'none' is what the demo compares with; name another (tutelage list methods), say kd")
+    if launched() > 1:
+        raise UserError("the demo is computed by one process; start it without torchrun")
     if seeds < 2:
         raise UserError(f"the demo shows a spread, which {seeds} seed can't have; give 2 or more")
 
@@ -127,14 +133,10 @@ def new_folder(out: str | Path | None) -> Path:
     Raises:
         UserError: ``out`` is a file, holds something already, or is empty as a name.
     """
-    if out is not None:
-        folder = named_path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is taken; choose an empty or new folder for --out")
-        return folder
-    folder, number = RUNS_FOLDER / "demo", 2
-    while folder.exists():
-        folder, number = RUNS_FOLDER / f"demo-{number}", number + 1
+    if out is None:
+        return numbered_folder("demo")
+    folder = named_path(out)
+    check_new_folder(folder)
     return folder
 
 

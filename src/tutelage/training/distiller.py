@@ -23,7 +23,8 @@ from tutelage.training.step import Step
 Take = Callable[[Tensor, Tensor], Batch]
 
 DEVICES = ("", "cpu", "cuda")
-"""Kinds of random generators, by the number that stands for them in a state; the first for none."""
+"""Kinds of random generators, by the number that stands for them in a state; the first for none, and for a
+kind that isn't here, whose generator begins afresh from the seed."""
 LONGEST_STATE = torch.Generator().get_state().numel()
 """Bytes of the CPU generator's state; that of CUDA is shorter."""
 
@@ -251,7 +252,7 @@ class Distiller(nn.Module):
         """
         packed = torch.zeros(3 + LONGEST_STATE, dtype=torch.uint8)
         packed[0], packed[1] = self.phases.index(self.phase), self._begun
-        if self._generator is not None:
+        if self._generator is not None and self._generator.device.type in DEVICES:
             random = self._generator.get_state()
             packed[2] = DEVICES.index(self._generator.device.type)
             packed[3 : 3 + len(random)] = random

@@ -12,6 +12,7 @@ from tutelage.models.network import Network
 from tutelage.recipes import ModelRecipe, Recipe
 from tutelage.training.anatomy import Part, describe_network_taps, describe_parts, stages_of
 from tutelage.training.build import Parts, assemble
+from tutelage.training.distributed import remembered
 from tutelage.training.evaluate import evaluate
 from tutelage.training.flags import resolve_flags
 from tutelage.training.hardware import amp_type, pick_device, set_up_torch
@@ -28,6 +29,7 @@ from tutelage.training.networks import network_facts
 from tutelage.training.preprocessing import own_normalisation, sidecar_of
 from tutelage.training.progress import Reporter
 from tutelage.training.schedules import warmup_warning
+from tutelage.training.shown import unlike_noted
 from tutelage.training.stand_in import data_or_stand_in
 from tutelage.training.starting import accuracy_warning
 from tutelage.training.step import Step
@@ -99,7 +101,7 @@ def doctor(
         "method": {
             **resolved.method,
             "trainable_parameters": sum(p.numel() for p in parts.method.parameters() if p.requires_grad),
-            "state_values": sum(b.numel() for b in parts.method.buffers()),
+            "state_values": sum(value.numel() for value in remembered(parts.method).values()),
         },
         "normalisation": {"mean": list(parts.normalisation[0]), "std": list(parts.normalisation[1])},
         "parts": [asdict(part) for part in looked],
@@ -130,6 +132,9 @@ def _networks(recipe: Recipe, parts: Parts, warnings: list[str]) -> dict[str, di
             f"the teacher '{recipe.teacher.name}' was made for {made_for[0]}x{made_for[1]} images, but gets "
             f"{gets[0]}x{gets[1]}; its accuracy is that at this size (teacher.image_size changes it)"
         )
+    other = unlike_noted(recipe, parts.data)
+    if other:
+        warnings.append(other)
     if not recipe.teacher.has_weights:
         warnings.append(
             f"the teacher '{recipe.teacher.name}' has random weights: accuracy not checked; a run needs "

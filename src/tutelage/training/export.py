@@ -6,7 +6,6 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,8 @@ from tutelage.training.latency import latencies
 from tutelage.training.loading import load_data
 from tutelage.training.preprocessing import Resize
 from tutelage.training.progress import Reporter
+from tutelage.training.shown import evaluation_filter
+from tutelage.training.versions import versions
 
 PROGRAM, ONNX, CARD, REPORT = "model.pt2", "model.onnx", "README.md", "export.json"
 IMAGES = max(CHECKED)
@@ -77,7 +78,7 @@ def export(
         run: Folder of the run whose student is exported; None takes ``weights``.
         out: The folder to make; it must not exist or be empty.
         best: Take the run's best epoch instead of the last.
-        ema: Take the moving average of the weights.
+        ema: Take the moving average of the weights; with ``best`` that of its own best epoch.
         model: The network of ``weights``; None takes the name noted beside them.
         weights: A weights file, instead of a run.
         teacher: Network to compare size and speed with; None takes the run's.
@@ -133,7 +134,7 @@ def export(
             "images": origin,
             "networks": rows,
             "measured_on": hardware(torch.device("cpu")) if latency else None,
-            "versions": _versions(onnx),
+            "versions": versions(*(("onnx", "onnxruntime") if onnx else ())),
             "warnings": warnings,
         }
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
@@ -154,8 +155,6 @@ def _source(
     data_dir: str | Path | None,
 ) -> Source:
     """The network that the request names."""
-    if best and ema:
-        raise UserError("--best and --ema name different weights; give one of them")
     named = [f"--{name}" for name, value in given.items() if value is not None]
     if run is not None:
         if given["weights"] is not None:
@@ -163,7 +162,8 @@ def _source(
         if named or settings:
             flag = (named or ["--set"])[0]
             raise UserError(f"{flag} goes with --weights; a run knows its network and its data")
-        return from_run(Path(run), "ema" if ema else "best" if best else "last")
+        which = "_".join(name for name, wanted in (("ema", ema), ("best", best)) if wanted)
+        return from_run(Path(run), which or "last")
     if best or ema:
         raise UserError(f"--{'best' if best else 'ema'} chooses among a run's weights; give --run FOLDER")
     if given["weights"] is None:
@@ -202,7 +202,11 @@ def check_images(
         TutelageError: The data were asked for and can't be had.
     """
     name = source.facts.get("dataset") or source.recipe.data.name
-    as_noted = {"image_size": preprocessing.input_size[0], "crop_share": preprocessing.crop_pct}
+    as_noted = {
+        "image_size": preprocessing.input_size[0],
+        "crop_share": preprocessing.crop_pct,
+        "interpolation": evaluation_filter(preprocessing.interpolation),
+    }
     if source.run:
         as_noted = {}  # the run's recipe knows how its images come about
     wanted = source.recipe.data.model_copy(
@@ -359,8 +363,3 @@ def push(folder: Path, repository: str, private: bool) -> str:
             "with 'hf auth login' and check the name"
         ) from error
     return str(made)
-
-
-def _versions(onnx: bool) -> dict[str, str]:
-    names = ["torch", "timm", *(["onnx", "onnxruntime"] if onnx else [])]
-    return {name: version(name) for name in names} | {"tutelage": tutelage.__version__}

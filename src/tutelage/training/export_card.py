@@ -127,6 +127,8 @@ def _accuracy(source: Source) -> str:
         "last": when,
         "best": f"after the best epoch, chosen on {_chosen_on(source)}",
         "ema": f"of the moving average of the weights, {when}",
+        "ema_best": f"of the moving average of the weights, after its best epoch, chosen on "
+        f"{_chosen_on(source)}",
         "": "as noted beside the weights",
     }[source.which]
     lines = [f"- test, {which}: {_percentages(facts['test'])}"]

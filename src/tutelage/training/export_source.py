@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
@@ -17,12 +16,16 @@ from tutelage.models.timm_layout import Preprocessing, structure
 from tutelage.models.weights import class_count, load_into, read_sidecar, read_state_dict
 from tutelage.recipes import ModelRecipe, Recipe, resolve
 from tutelage.runs.record import RunFolder
-from tutelage.training.checkpoints import load_state
 from tutelage.training.class_lists import noted_classes
 from tutelage.training.preprocessing import own_size
 
-AVERAGE = "ema0"
-"""Where a run's state has the student's moving average."""
+FILES = {
+    "last": "student.safetensors",
+    "best": "student_best.safetensors",
+    "ema": "student_ema.safetensors",
+    "ema_best": "student_ema_best.safetensors",
+}
+"""Which of a run's weights -> their file in its folder."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Source:
         recipe: Of the run that made it, or with no more in it than the network and the dataset.
         facts: Noted beside the weights: normalisation, accuracy, dataset, class names.
         run: Content of ``run.json``; empty where the weights come from no run.
-        which: "last", "best" or "ema" of a run's weights; empty for a weights file.
+        which: Of `FILES`, for a run's weights; empty for a weights file.
         warnings: What the user should know, a sentence each.
     """
 
@@ -85,14 +88,18 @@ def from_run(path: Path, which: str) -> Source:
 
     Args:
         path: The run's folder.
-        which: "last", "best" or "ema".
+        which: Of `FILES`.
 
     Raises:
         UserError: No run there, no such weights in it, or damaged ones.
     """
     folder = RunFolder.open(path)
     recipe, run = resolve(str(folder.recipe)), folder.facts()
-    file = folder.path / ("student_best.safetensors" if which == "best" else "student.safetensors")
+    if which.startswith("ema") and recipe.runtime.ema_decay is None:
+        raise UserError(
+            f"{path} keeps no moving average; train with --set runtime.ema_decay=0.999, or leave out --ema"
+        )
+    file = folder.path / FILES[which]
     if not file.is_file():
         raise UserError(
             f"{path} has no {file.name}: the run stopped before its first epoch was over; continue it with "
@@ -102,11 +109,7 @@ def from_run(path: Path, which: str) -> Source:
     warnings = []
     if run.get("status") != "finished":
         warnings.append(f"the run is not finished (status: {run.get('status')})")
-    if which == "ema":
-        state, test = _average(folder, recipe)
-        facts |= {"test": test, "top1": None if test is None else test["top1"], "val": None}
-    else:
-        state = read_state_dict(file).state
+    state = read_state_dict(file).state
     facts.setdefault("num_classes", class_count(state))
     model = _build(recipe.student, facts, state, str(file))
     return Source(model, recipe.student, recipe, facts, run, which, tuple(warnings))
@@ -159,19 +162,6 @@ def _build(part: ModelRecipe, facts: Mapping[str, Any], state: Mapping[str, Tens
     model = create_network(part.name, int(facts["num_classes"]), **structure(part.args))
     load_into(model, state, file)
     return model.eval()
-
-
-def _average(folder: RunFolder, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The moving average of the student's weights, and its accuracy where that was measured on these."""
-    if recipe.runtime.ema_decay is None:
-        raise UserError(
-            f"{folder.path} keeps no moving average; train with --set runtime.ema_decay=0.999, or leave out "
-            "--ema"
-        )
-    state = load_state(folder.state, torch.device("cpu"))
-    within_an_epoch = state["position"][-1] > 0
-    measured = [line["ema_test"] for line in folder.metrics() if line.get("ema_test")]
-    return state[AVERAGE], measured[-1] if measured and not within_an_epoch else None
 
 
 def _protocol_size(run: Mapping[str, Any]) -> dict[str, Any]:

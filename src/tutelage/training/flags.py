@@ -38,7 +38,7 @@ FLAGS = {
 EVALUATED = {
     "data": (
         *("name", "dir", "download", "image_column", "label_column", "train_split", "test_split"),
-        *("image_size", "crop_share", "mean", "std", "branch_evaluation", "eval_batch_size"),
+        *("image_size", "crop_share", "interpolation", "mean", "std", "branch_evaluation", "eval_batch_size"),
     ),
     "student": ("name", "weights", "prefix", "args", "image_size", "own_normalisation", "reset_head"),
     "runtime": ("device", "workers", "channels_last", "deterministic", "threads"),
@@ -73,7 +73,9 @@ def resolve_flags(
     settings = list(settings)
     if isinstance(recipe, Recipe):
         if flags or settings:
-            raise UserError("a resolved recipe takes no further flags; change it before resolving")
+            raise UserError(
+                "a resolved recipe takes no further flags, settings or peers; give them when you resolve it"
+            )
         return recipe
     unknown = set(flags) - set(FLAGS)
     if unknown:

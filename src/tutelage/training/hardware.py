@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from tutelage.errors import UserError
 from tutelage.models.network import Network
 from tutelage.recipes import Recipe
 from tutelage.training.distributed import own_device, world
+from tutelage.training.versions import versions
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,13 +39,46 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_up_torch(recipe: Recipe) -> None:
-    """Threads, determinism and matrix precision for this process."""
+    """Threads, determinism and cuDNN's choice of algorithms for this process.
+
+    The precision of float32 products stays as PyTorch has it: on CUDA convolutions may compute in TF32, which
+    training can do with. What has to be exact runs under `exact_float32`.
+    """
     if recipe.runtime.threads is not None:
         torch.set_num_threads(recipe.runtime.threads)
     if recipe.runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(recipe.runtime.deterministic)
     torch.backends.cudnn.benchmark = not recipe.runtime.deterministic
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Let float32 convolutions and matrix products be float32 while the block runs.
+
+    PyTorch lets cuDNN round their factors to TF32, 10 bits of mantissa, unless it is told not to. No other
+    setting is touched, and on a CPU none at all.
+
+    Args:
+        device: Where the block computes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    with ExitStack() as stack:
+        try:
+            allowed, precision = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+        except RuntimeError:  # the newer names (PyTorch 2.9) were used, and then only they can be
+            for kind in (cudnn.conv, products):  # type: ignore[attr-defined]
+                stack.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
+                kind.fp32_precision = "ieee"
+        else:
+            stack.callback(setattr, cudnn, "allow_tf32", allowed)
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
+        yield
 
 
 def amp_type(recipe: Recipe, device: torch.device) -> torch.dtype | None:
@@ -79,6 +115,15 @@ def synchronises(recipe: Recipe, device: torch.device) -> bool:
             "its own images"
         )
     return wanted
+
+
+def surroundings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """What a run computes on and with, for its record."""
+    return {
+        "hardware": hardware(device),
+        "amp": str(amp_type(recipe, device) or "float32").removeprefix("torch."),
+        "versions": versions(),
+    }
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tutelage.recipes import Recipe, dump, resolve
 from tutelage.runs.page import write_page
 from tutelage.runs.record import RunFolder
 from tutelage.training.build import Parts, assemble
+from tutelage.training.continuing import alone, check_teacher, set_going
 from tutelage.training.distributed import (
     Onlooker,
     check_batch,
@@ -39,7 +40,7 @@ from tutelage.training.networks import build_network
 from tutelage.training.preprocessing import normalisation, sidecar_of
 from tutelage.training.progress import Reporter
 from tutelage.training.shown import own_wish, shown
-from tutelage.training.starting import accuracy_warning, claim, starting_facts
+from tutelage.training.starting import accuracy_warning, claim, default_folder, starting_facts
 from tutelage.training.stopping import Interrupted
 
 IN_SUMMARY = ("epoch", "train", "val", "test", "peers", "ema_test", "ema_val")
@@ -109,13 +110,14 @@ def mutual(
         **flags: As for `distill`; ``method`` is ``hssakd`` unless given.
 
     Raises:
-        UserError: The method trains one network alone; otherwise as for `distill`.
+        UserError: The method trains one network alone, or peers are named beside a resolved recipe, which has
+            its own; otherwise as for `distill`.
         TutelageError: As for `distill`.
     """
     names = list(peers)
     if flags.get("method") is not None:  # first, as other methods don't know method.networks either
         check_mutual(flags["method"])
-    if names and not isinstance(recipe, Recipe):
+    if names:
         listed = ", ".join(f"{{name: {name}}}" for name in names)
         settings = [f"peers=[{listed}]", f"method.networks={len(names) + 1}", *settings]
     if recipe is None and flags.get("method") is None:
@@ -157,10 +159,14 @@ def _start(
         reporter = speaker(reporter)
         if begun:
             reporter.say(f"going on with {folder} after a restart")
-            return _fit(resolved, parts, open_run(folder), reporter)
+            with alone(folder):
+                return _go_on(resolved, parts, open_run(folder), reporter)
         facts = starting_facts(resolved, parts, reporter)
+        if out is None:
+            folder = from_writer(lambda: default_folder(resolved))
         run = RunFolder.create(folder, dump(resolved), facts) if is_writer() else Onlooker(folder)
-        return _fit(resolved, parts, run, reporter)
+        with alone(folder):
+            return _fit(resolved, parts, run, reporter)
 
 
 def speaker(reporter: Reporter | None) -> Reporter:
@@ -177,14 +183,21 @@ def resume(run: str | Path, *, device: str | None = None, reporter: Reporter | N
         reporter: Where progress is shown; None shows nothing.
 
     Raises:
-        UserError: No run there, or no usable state, or begun by another number of processes.
+        UserError: No run there, or no usable state; another process is at it; it began with another teacher,
+            or by another number of processes.
         TutelageError: The run failed or was interrupted again.
     """
     recipe = resolve(str(RunFolder.open(Path(run)).recipe), {"runtime.device": device})
     with processes(pick_device(recipe.runtime.device)):
         folder = open_run(Path(run))
         check_processes(folder.facts().get("protocol", {}).get("processes", 1), folder.path)
-        return _fit(recipe, assemble(recipe), folder, speaker(reporter))
+        with alone(folder.path):
+            return _go_on(recipe, assemble(recipe), folder, speaker(reporter))
+
+
+def _go_on(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> dict[str, Any]:
+    check_teacher(run, recipe, parts.nets)
+    return _fit(recipe, parts, run, reporter)
 
 
 def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> dict[str, Any]:
@@ -200,10 +213,13 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
     trainer = Trainer(recipe, parts.nets, parts.method, parts.data, run, reporter, sidecar)
     if from_writer(run.state.exists):  # else the run stopped before its first checkpoint and begins again
         trainer.load()
+        if trainer.over and from_writer(lambda: run.facts()["status"]) == "finished":
+            return {"out": str(run.path), **run.facts()}  # nothing is trained, so nothing new is recorded
     else:
         run.keep_metrics(0)
+    set_going(run, recipe, parts.data.device, (trainer.phase, trainer.epoch, trainer.step))
     began = time.perf_counter()
-    before = trainer.seconds
+    before = trainer.seconds + trainer.spent
     try:
         with death_told():
             last = trainer.fit()
@@ -216,7 +232,7 @@ def _fit(recipe: Recipe, parts: Parts, run: RunFolder, reporter: Reporter) -> di
     run.update(
         status="finished",
         reason=None,
-        compiled=trainer.compiled and trainer.compile_note is None,
+        compiled=run.facts().get("compiled", False),
         summary={
             "last": {key: last[key] for key in IN_SUMMARY if key in last},
             "best": {"note": f"best epoch by {recipe.selection} on {trainer.best['by']}", **trainer.best},

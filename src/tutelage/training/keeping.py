@@ -16,8 +16,8 @@ from tutelage.training.distributed import is_writer
 from tutelage.training.shown import own_wish
 
 Best = dict[str, Any]
-"""The best epoch so far: ``by`` (the split that chooses), ``epoch``, ``test``, ``val``, and ``ema``, that of
-the average where one is kept; empty before the first epoch."""
+"""The best epoch so far of a phase: ``by`` (the split that chooses), ``phase``, ``epoch`` (of the phase),
+``test``, ``val``, and ``ema``, that of the average where one is kept; empty before the first epoch."""
 
 
 class Keeper:
@@ -57,8 +57,8 @@ class Keeper:
         """
         by = "val" if record["val"] else "test"
         if not best or self._merit(record[by]) > self._merit(best[by]):
-            now = {"by": by, "epoch": record["epoch"], "test": record["test"], "val": record["val"]}
-            best = {**best, **now}
+            now = {key: record[key] for key in ("phase", "epoch", "test", "val")}
+            best = {**best, "by": by, **now}
             self._save_students("_best", record)
         self._save_students("", record)
         return self._keep_average(averages[0].module, record, best) if averages else best

@@ -83,21 +83,30 @@ def _whole_data(recipe: Recipe, device: torch.device, dataset: Any) -> ImageData
         "erasing": RandomErasing(wanted.erase) if wanted.erase else None,
     }
     if isinstance(dataset, StoredImages):
-        workers = recipe.runtime.workers
-        if workers is None:
-            workers = max(min((os.cpu_count() or 1) // launched_here(), MOST_WORKERS), 1)
         return StreamData(
             dataset,
             device,
             wanted.image_size,
             crop_share=wanted.crop_share,
+            interpolation=wanted.interpolation,
             augment=bool(wanted.augment),
-            workers=workers,
+            workers=decoders(recipe.runtime.workers),
             **common,
         )
     augment = resident_views(dataset.info, wanted)
     resident: Callable[..., ImageData] = getattr(dataset, "hand_out", partial(ResidentData, dataset))
     return resident(device, augment=augment, **common)
+
+
+def decoders(wanted: int | None) -> int:
+    """Processes that decode images for this one: as many as wanted, or its share of the processors.
+
+    Args:
+        wanted: ``runtime.workers``.
+    """
+    if wanted is not None:
+        return wanted
+    return max(min((os.cpu_count() or 1) // launched_here(), MOST_WORKERS), 1)
 
 
 def choice(wanted: DataRecipe) -> Choice:
@@ -110,7 +119,12 @@ def resident_views(info: DatasetInfo, wanted: DataRecipe) -> Views:
     size = info.image_size
     if wanted.image_size not in (None, size):
         return ResizedViews(
-            size, wanted.image_size, wanted.crop_share, flip=info.flip, vary=bool(wanted.augment)
+            size,
+            wanted.image_size,
+            wanted.crop_share,
+            wanted.interpolation,
+            flip=info.flip,
+            vary=bool(wanted.augment),
         )
     return info.augment if wanted.augment else CropFlip(size, 0, False)
 

@@ -17,38 +17,33 @@ from tutelage.models.network import Outputs
 from tutelage.recipes import Recipe
 from tutelage.runs.record import RunFolder
 from tutelage.training.answers import answers_for, taught_batches
-from tutelage.training.checkpoints import load_state, random_state, restore_random_state, save_state
+from tutelage.training.checkpoints import gathered, load_state, restore, save_state, seed_at
 from tutelage.training.distributed import (
     anywhere,
     average_statistics,
     check_processes,
     copy_from_writer,
-    differing,
     distributed,
     from_all,
     from_writer,
     is_writer,
-    rank,
     rank_seed,
-    remembered,
     resume_command,
-    to_writer,
     wait_for_all,
     world,
 )
-from tutelage.training.evaluate import evaluate
+from tutelage.training.evaluate import evaluate_students
 from tutelage.training.events import EventWriter
 from tutelage.training.hardware import amp_type, wants_compile
 from tutelage.training.keeping import Keeper
 from tutelage.training.meter import Meter
 from tutelage.training.networks import student_recipes
 from tutelage.training.optimisers import create_optimiser, set_learning_rate
-from tutelage.training.preprocessing import behind
 from tutelage.training.progress import Reporter, Ticker
 from tutelage.training.schedules import learning_rate
 from tutelage.training.stage_cache import load_stage, phase_facts, save_stage, stage_path
-from tutelage.training.step import Call, Step, compiled_or_eager
-from tutelage.training.stopping import Interrupted, StopSignals, check_finite
+from tutelage.training.step import Call, Step, check_last_batch, compiled_or_eager
+from tutelage.training.stopping import Interrupted, StopSignals, check_finite, check_sound
 
 
 class Trainer:
@@ -94,7 +89,8 @@ class Trainer:
         self.meter = Meter(self.device)
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
-        self.compile_note: str | None = None
+        self.spent, self.images = 0.0, 0  # seconds before a stop, and images, of the epoch that goes on
+        self.began = time.perf_counter()
         self.stop = StopSignals()
         self._begin_phase()
 
@@ -114,7 +110,7 @@ class Trainer:
         self.reporter.start(total, self._epochs_done() * self.steps_per_epoch + self.step)
         try:
             with self.stop.listening():
-                while self.phase < len(self.phases):
+                while not self.over:
                     if self._taken_over():
                         continue
                     events.write(self._run_epoch(), self._epochs_done() - 1)
@@ -124,18 +120,25 @@ class Trainer:
         wait_for_all()  # for the writer's last line
         return self.run.metrics()[-1]
 
+    @property
+    def over(self) -> bool:
+        """Whether all phases are done."""
+        return self.phase == len(self.phases)
+
     # -- one phase, one epoch, one step -------------------------------------------------------------
 
     def _begin_phase(self) -> None:
         """Make the step and the optimiser of the current phase; nothing is carried over but the weights."""
-        if self.phase == len(self.phases):
+        if self.over:
             return
         phase = self.phases[self.phase]
+        if phase.evaluated:  # what a first stage reached is not the best of what follows it
+            self.best = {}
         with_students = phase.trains == "student"
         self.module = Step(self.step_nets, self.method, phase.objective, self.amp, with_students)
         self.call: Call = self.module
         self.together = distributed(self.module) if phase.update else None
-        self.compiled = False
+        self.compiled = self.tried = False
         self.optimiser = create_optimiser(self.module, self.recipe.optimiser)
         if self.phase:  # so that it doesn't matter how, or whether here, the stretch before was trained
             torch.manual_seed(rank_seed(self.recipe.seed) + self.phase)
@@ -144,40 +147,39 @@ class Trainer:
 
     def _run_epoch(self) -> dict[str, Any]:
         phase, recipe = self.phases[self.phase], self.recipe
-        began, images, asked = time.perf_counter(), 0, self.answers.asked if self.answers else 0
+        self.began, self.spent = time.perf_counter() - self.spent, 0.0
+        asked = self.answers.asked if self.answers else 0
         where = (self._epochs_done(), recipe.seed, recipe.data.batch_size, self.step)
         ticker = Ticker()
+        rate = self._rate(phase, max(self.step - 1, 0))  # stays where no image of what is left can be read
         self._train_mode(phase)
         for batch, taught in taught_batches(self.data, self.answers, *where):
-            images += self._rows(batch)
+            self.images += self._rows(batch)
             rate = self._train_step(batch, taught, phase)
             if is_writer() and ticker.due():
-                self._show(phase, images / (time.perf_counter() - began))
+                self._show(phase, self.images / (time.perf_counter() - self.began))
             self._after_step()
         self._synchronise()
         average_statistics(self._parts().values())  # the same networks before they are measured and saved
-        train_seconds = time.perf_counter() - began
+        train_seconds = time.perf_counter() - self.began
         record: dict[str, Any] = {
             "phase": phase.name,
             "epoch": self.epoch,
             "lr": rate,
             "train": self.meter.read(),
             **(self._evaluate() if phase.evaluated else {"val": None, "test": None}),
-            "seconds": round(time.perf_counter() - began, 3),
-            "images_per_second": round(images / train_seconds, 1),
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "images_per_second": round(self.images / train_seconds, 1),
             **({"teacher_asked": self.answers.asked - asked} if self.answers else {}),
         }
-        self._check_finite(record["train"]["loss"])
+        self._check_sound()
         if phase.evaluated:
             self._check_finite(record["test"]["loss"])
         self._finish_epoch(record)
         return record
 
     def _train_step(self, batch: Batch, taught: Outputs | None, phase: Phase) -> float:
-        recipe = self.recipe
-        rate = phase.lr or learning_rate(
-            recipe.schedule, recipe.optimiser.lr, self.epoch, self.step, self.steps_per_epoch
-        )
+        recipe, rate = self.recipe, self._rate(phase, self.step)
         set_learning_rate(self.optimiser, rate)
         count = self.epoch * self.steps_per_epoch + self.step
         clock = Clock(
@@ -185,6 +187,9 @@ class Trainer:
             torch.full((), float(count), device=self.device),
         )
         rows, share = self._rows(batch), self.data.share
+        if not self.tried:
+            check_last_batch(self.module, self.data, recipe.data.batch_size, batch, clock, taught)
+            self.tried = True
         self.method.row_counts = share.unequal(rows)
         batch = self.method.views(batch, self.generator)
         full = rows == recipe.data.batch_size
@@ -218,7 +223,6 @@ class Trainer:
         self.reporter.say("compiling the step and comparing its gradients with the eager ones ...")
         self.call, why_not = compiled_or_eager(self.module, batch, clock, taught)
         self.compiled = True
-        self.compile_note = why_not
         if why_not:
             self.reporter.warn(f"{why_not}; going on without compiling")
         self.run.update(compiled=why_not is None, compile_note=why_not)
@@ -229,21 +233,9 @@ class Trainer:
         self.method.train()
 
     def _evaluate(self) -> dict[str, Any]:
+        average = self.ema[0].module if self.ema else None
         size = self.recipe.data.eval_batch_size
-        record: dict[str, Any] = {"val": None}
-        splits = ("val", "test") if self.data.size("val") else ("test",)
-        for split in splits:
-            record[split] = evaluate(self.nets.student, self.data.eval_batches(split, size), self.rotations)
-        if len(self.nets.students) > 1:
-            record["peers"] = [
-                evaluate(peer, self.data.eval_batches("test", size), self.rotations)
-                for peer in self.nets.students[1:]
-            ]
-        if self.ema:
-            average = behind(self.nets.student.preprocess, self.ema[0].module)
-            for split in splits:
-                record[f"ema_{split}"] = evaluate(average, self.data.eval_batches(split, size))
-        return record
+        return evaluate_students(self.nets, self.data, size, self.rotations, average)
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         self.seconds += record["seconds"]
@@ -255,7 +247,7 @@ class Trainer:
         self.run.append(record)
         self.reporter.epoch(record, self._epochs(self.phases[self.phase]), self._seconds_left(record))
         self.meter.reset()
-        self.step = 0
+        self.step = self.images = 0
         self.epoch += 1
         if self.epoch == self._epochs(self.phases[self.phase]):
             self._end_phase()
@@ -301,25 +293,19 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything that is needed to go on to ``state.pt``: once, with what differs by process."""
-        parts = self._parts()
-        gathered = to_writer(
-            {
-                "random": random_state(self.generator),
-                "meter": self.meter.state(),
-                "buffers": {name: differing(remembered(part)) for name, part in parts.items()},
-            }
-        )
+        spent = [time.perf_counter() - self.began, self.images] if self.step else [0.0, 0]
+        parts = gathered(self._parts(), self.generator, self.meter)
         if not is_writer():
             return
         state = {
             "recipe": self.recipe.hash(),
             "processes": world(),
             "position": [self.phase, self.epoch, self.step],
-            **{name: part.state_dict() for name, part in parts.items()},
+            **parts,
             "optimiser": self.optimiser.state_dict(),
-            "own": gathered,
             "best": self.best,
             "seconds": self.seconds,
+            "spent": spent,
             "epochs_written": len(self.run.metrics()),
         }
         save_state(self.run.state, state)
@@ -338,13 +324,17 @@ class Trainer:
         check_processes(state["processes"], self.run.state)
         self.phase, self.epoch, self.step = state["position"]
         self._begin_phase()
-        own = state["own"][rank()]
-        for name, part in self._parts().items():
-            part.load_state_dict({**state[name], **own["buffers"][name]})
-        self.optimiser.load_state_dict(state["optimiser"])
-        restore_random_state(own["random"], self.generator)
-        self.meter.restore(own["meter"])
+        if not self.over:  # after the last phase the saved optimiser has nothing left to do
+            self.optimiser.load_state_dict(state["optimiser"])
+        afresh = seed_at(rank_seed(self.recipe.seed), state["position"])
+        other = restore(state, self._parts(), self.generator, self.meter, afresh)
+        if other is not None:
+            self.reporter.warn(
+                f"the run was on {other} and goes on on {self.device.type}: random numbers begin afresh from "
+                "its seed, so what follows isn't bit for bit what it would have been"
+            )
         self.best, self.seconds = state["best"], state["seconds"]
+        self.spent, self.images = state.get("spent", (0.0, 0))
         self.run.keep_metrics(state["epochs_written"])
 
     def _parts(self) -> dict[str, nn.Module]:
@@ -358,16 +348,22 @@ class Trainer:
         last = self.step == self.steps_per_epoch
         every = self.recipe.runtime.checkpoint_steps
         if anywhere(self.stop.came) and not last:
+            self._check_sound()
             self.save()
             raise Interrupted(f"stopped; continue with: {resume_command()} {self.run.path}")
         if every and self.step % every == 0 and not last:
-            self._check_finite(self.meter.read()["loss"])
+            self._check_sound()
             self.save()
 
     # -- small things -------------------------------------------------------------------------------
 
     def _epochs(self, phase: Phase) -> int:
         return phase.epochs or self.recipe.schedule.epochs
+
+    def _rate(self, phase: Phase, step: int) -> float:
+        """Learning rate of a step of the current epoch."""
+        schedule, base = self.recipe.schedule, self.recipe.optimiser.lr
+        return phase.lr or learning_rate(schedule, base, self.epoch, step, self.steps_per_epoch)
 
     def _epochs_done(self) -> int:
         """Epochs finished over all phases; also the number that orders and augments the coming one."""
@@ -385,6 +381,11 @@ class Trainer:
 
     def _check_finite(self, loss: float) -> None:
         check_finite(loss, self.epoch, self.step, self.run.state)
+
+    def _check_sound(self) -> None:
+        """Leave the last good state as it is where this one is not."""
+        self._check_finite(self.meter.read()["loss"])
+        check_sound(self._parts().values(), self.epoch, self.step, self.run.state)
 
     def _rows(self, batch: Batch) -> int:
         """Images of the current step's batch in all processes."""

@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from tutelage.recipes import Recipe
 from tutelage.training.answers import Pass, Plan, plan
 from tutelage.training.build import Parts
 from tutelage.training.hardware import amp_type
-from tutelage.training.optimisers import create_optimiser
 from tutelage.training.step import Step
 
 TIMED_STEPS = 5
@@ -94,12 +94,12 @@ def estimate(
 ) -> dict[str, Any]:
     """Time and memory of a run, from a few steps on one batch; answers that are looked up count.
 
-    Where the batch is smaller than the recipe's, the time is multiplied, and to the memory that was measured
-    comes what the other images' activations take.
+    Each phase counts with a step of its own. Where the batch is smaller than the recipe's, the time is
+    multiplied, and to the memory that was measured comes what the other images' activations take.
 
     Args:
         nets: What the step runs.
-        step: Eager.
+        step: Of the last phase, eager.
         batch: After views.
         clock: To call the step with.
         recipe: Gives optimiser, epochs and the batch size.
@@ -107,26 +107,20 @@ def estimate(
         size: Images in the batch, before views.
     """
     device = parts.data.device
-    optimiser = create_optimiser(step, recipe.optimiser)
     step.train()
     activations = saved_bytes(nets, step, batch, clock)
-    times = []
-    for _ in range(TIMED_STEPS + 1):
-        began = time.perf_counter()
-        step(batch, clock).loss.backward()
-        optimiser.zero_grad(set_to_none=True)
-        step.method.commit(batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
     more = recipe.data.batch_size / size
-    seconds = statistics.median(times[1:]) * more
+    by_phase = phase_seconds(nets, step, batch, clock)
+    seconds = by_phase[-1] * more
     table, saved, room = planned(recipe, parts), 0.0, 0.0
     if table is not None and nets.teacher is not None:
         saved = table.known * more * _teacher_seconds(Pass(nets.teacher, step.amp), batch)
         # On a CPU, rows that nothing is written to take no memory.
         room = table.bytes * (1 if device.type == "cuda" else table.filled)
     steps = parts.data.steps_per_epoch(recipe.data.batch_size)
+    lengths = [phase.epochs or recipe.schedule.epochs for phase in parts.method.phases()]
+    an_epoch = [max(each * more - saved, 0.0) * steps for each in by_phase]
+    hours = sum(each * epochs for each, epochs in zip(an_epoch, lengths, strict=True)) / 3600
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
@@ -139,7 +133,7 @@ def estimate(
         "step_seconds": round(seconds, 4),
         "images_per_second": round(recipe.data.batch_size / seconds, 1),
         "steps_per_epoch": steps,
-        "training_hours": round((seconds - saved) * steps * recipe.schedule.epochs / 3600, 3),
+        "training_hours": round(hours, 3),
         "peak_memory_mib": round((memory + (more - 1) * activations + room) / 2**20),
         "activations_mib": round(activations * more / 2**20),
         "note": f"eager forward and backward passes{scaled}{known}, without optimiser, evaluation and "
@@ -154,13 +148,46 @@ def planned(recipe: Recipe, parts: Parts) -> Plan | None:
     return plan(recipe, parts.nets.teacher, parts.method, parts.data, amp_type(recipe, parts.data.device))
 
 
+def phase_seconds(nets: Networks, last: Step, batch: Batch, clock: Clock) -> list[float]:
+    """What a step on ``batch`` takes in each phase of a method.
+
+    Args:
+        nets: What the steps run.
+        last: The step of the last phase, eager.
+        batch: After views.
+        clock: To call the steps with.
+    """
+    found = []
+    for phase in last.method.phases()[:-1]:
+        students = phase.trains == "student"
+        step = Step(nets, last.method, phase.objective, last.amp, students).train()
+        found.append(_step_seconds(step, batch, clock, phase.update))
+    return [*found, _step_seconds(last, batch, clock)]
+
+
+def _step_seconds(step: Step, batch: Batch, clock: Clock, update: bool = True) -> float:
+    def once() -> None:
+        result = step(batch, clock)
+        if update:
+            result.loss.backward()
+        step.zero_grad(set_to_none=True)
+        step.method.commit(batch)
+
+    return _seconds(once, batch.images.device)
+
+
 def _teacher_seconds(teacher: Pass, batch: Batch) -> float:
+    return _seconds(lambda: teacher(batch.images), batch.images.device)
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Median of some calls; the first, which is slower, doesn't count."""
     times = []
     for _ in range(TIMED_STEPS + 1):
         began = time.perf_counter()
-        teacher(batch.images)
-        if batch.images.device.type == "cuda":
-            torch.cuda.synchronize(batch.images.device)
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.data import ImageData
 from tutelage.errors import UserError
@@ -16,6 +17,7 @@ from tutelage.models.fitting import OtherClasses, load_into
 from tutelage.models.network import Ask, Network, Role, check_input, create_network
 from tutelage.models.pretrained import pretrained_state
 from tutelage.models.reading import ImportedWeights, read_state_dict
+from tutelage.models.weights import joint_state
 from tutelage.recipes import ModelRecipe, Recipe
 from tutelage.recipes.schema import DataRecipe
 from tutelage.training.class_lists import check_classes
@@ -83,11 +85,27 @@ def build_network(
     network = Network(model, ask, role)
     if network.branches is not None and synchronised and role != "frozen":
         with_synchronised_norms(network.branches)
-    if network.branches is not None and imported is not None and (imported.branches or role == "frozen"):
-        load_branches(network.branches, imported.branches, source)
+    if imported is not None:
+        given_branches = {}
+        if network.branches is not None and (imported.branches or role == "frozen"):
+            load_branches(network.branches, imported.branches, source)
+            given_branches = imported.branches
+        network.origin = origin_hash(imported.state, given_branches)
     network.preprocess = preprocessing(given, own_normalisation(part), given_size, size)
     network.notes = notes
     return network
+
+
+def origin_hash(state: Mapping[str, Tensor], branches: Mapping[str, Tensor]) -> str:
+    """The hash of weights as they lie in a file, whatever a network makes of them.
+
+    A new classifier in the place of the file's is another one for every seed, and names are translated.
+
+    Args:
+        state: Of the network.
+        branches: Of its branches, where they are used; may be empty.
+    """
+    return weights_hash(joint_state(state, branches) if branches else state)
 
 
 def _source(part: ModelRecipe, name: str) -> str:
@@ -148,6 +166,7 @@ def network_facts(part: ModelRecipe, network: Network, image_size: tuple[int, in
         "schema_hash": mark.schema_hash,
         "weights": Path(part.weights).name if part.weights else None,
         "weights_hash": weights_hash(network.model),
+        "origin_hash": network.origin,
         "pretrained": part.pretrained and part.weights is None,
         "notes": list(network.notes),
     }

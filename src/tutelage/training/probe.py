@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
-import platform
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import tutelage
 from tutelage.data import dataset_info
 from tutelage.errors import UserError
 from tutelage.files import named_path, write_json
@@ -33,7 +30,8 @@ from tutelage.training.probe_network import first_weights, frozen_network, own_s
 from tutelage.training.probe_training import fit_lbfgs, summary, train_sgd
 from tutelage.training.progress import Reporter
 from tutelage.training.schedules import warmup_warning
-from tutelage.training.starting import RUNS_FOLDER
+from tutelage.training.starting import RUNS_FOLDER, numbered_folder
+from tutelage.training.versions import versions
 
 FORMAT = 1
 RECORD, CLASSIFIER = "probe.json", "classifier.safetensors"
@@ -101,7 +99,7 @@ def probe(
         if model is None:
             raise UserError("no network is named; give --model NAME --weights FILE, or --run FOLDER")
         recipe = resolve_probe(protocol, flags, settings)
-        return _run(recipe, claim(out, recipe), None, reporter)
+        return _run(recipe, out, None, reporter)
     if model is not None or weights is not None:
         raise UserError("--run names network and weights; drop --model and --weights, or --run")
     made = resolve(str(RunFolder.open(Path(run)).recipe))
@@ -109,7 +107,7 @@ def probe(
     recipe = resolve_probe(protocol, {"model": student, **flags}, settings)
     file = weights_of(Path(run), recipe.checkpoint)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": str(file)})})
-    return _run(recipe, claim(out, recipe), origin(Path(run), made, recipe), reporter)
+    return _run(recipe, out, origin(Path(run), made, recipe), reporter)
 
 
 def weights_of(run: Path, checkpoint: str) -> Path:
@@ -140,29 +138,24 @@ def origin(run: Path, made: Recipe, recipe: ProbeRecipe) -> dict[str, Any]:
     }
 
 
-def claim(out: str | Path | None, recipe: ProbeRecipe) -> Path:
-    """The folder for the record.
+def check_folder(out: str | Path | None) -> None:
+    """Check that a record can be written to ``out``, or below ``runs/``, before any work is done for it.
 
     Raises:
         UserError: It holds a record or a classifier already, is a file, or its name is empty.
+        TutelageError: It can't be written.
     """
-    if out is None:
-        stem = f"probe-{recipe.model.name}-{recipe.data.name}-{recipe.protocol}-s{recipe.seed}"
-        folder, number = RUNS_FOLDER / stem, 2
-        while folder.exists():
-            folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
-        return folder
-    folder = named_path(out)
+    folder = named_path(out) if out is not None else RUNS_FOLDER
     if (folder / RECORD).exists():
         raise UserError(f"{folder} already holds a probe; choose another --out")
-    RunFolder.claim(folder, written=("classifier.*",))
-    return folder
+    RunFolder.claim(folder, written=() if out is None else ("classifier.*",))
 
 
 def _run(
-    recipe: ProbeRecipe, folder: Path, source: dict[str, Any] | None, reporter: Reporter
+    recipe: ProbeRecipe, out: str | Path | None, source: dict[str, Any] | None, reporter: Reporter
 ) -> dict[str, Any]:
     began = time.perf_counter()
+    check_folder(out)
     if launched() > 1:
         raise UserError("a probe is computed by one process; start it without torchrun")
     device = pick_device(recipe.runtime.device)
@@ -221,8 +214,7 @@ def _run(
         "summary": summary(trained),
         "metrics": trained.metrics,
         "hardware": hardware(device),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"tutelage": tutelage.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "seconds": round(time.perf_counter() - began, 1),
     }
     noted = {
@@ -232,6 +224,8 @@ def _run(
         "backbone": facts["model"],
         "top1": trained.metrics[-1]["test"]["top1"],
     }
+    stem = f"probe-{recipe.model.name}-{recipe.data.name}-{recipe.protocol}-s{recipe.seed}"
+    folder = numbered_folder(stem) if out is None else Path(out)
     save_weights(folder / CLASSIFIER, trained.classifier._asdict(), noted)
     write_json(folder / RECORD, facts)
     return {"out": str(folder), **facts}

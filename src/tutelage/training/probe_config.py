@@ -147,12 +147,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 """Protocol -> the settings that it fixes; each may be changed, and the record says so."""
 
-SUMMARIES = {
-    "packd": "SGD on random crops at 32 pixels, as PACKD's code/eval_rep_base.py",
-    "hsakd": "SGD on random crops at 32 pixels, as HSAKD's eval_rep.py",
-    "lbfgs": "logistic regression on plain images, its strength chosen on held-out training images",
-}
-
 OUTSIDE = ("model", "seed", "runtime", "protocol")
 """Sections that no protocol fixes."""
 OF_THE_TASK = ("name", "dir", "download", "few_ratio")

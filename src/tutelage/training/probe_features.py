@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from tutelage.data import (
     load_dataset,
 )
 from tutelage.models.network import Network
-from tutelage.training.loading import DATA_FOLDER, MOST_WORKERS
+from tutelage.training.loading import DATA_FOLDER, decoders
 from tutelage.training.preprocessing import RGB
 from tutelage.training.probe_config import ProbeData, ProbeRecipe
 
@@ -65,11 +64,15 @@ def load_images(recipe: ProbeRecipe, size: int, given: tuple[RGB, RGB], device: 
     varied = wanted.views == "resized-crop"
     if isinstance(dataset, Dataset):
         return ResidentData(dataset, device, augment=_views(dataset, wanted, size), **common)
-    workers = recipe.runtime.workers
-    if workers is None:
-        workers = min(os.cpu_count() or 1, MOST_WORKERS)
     return StreamData(
-        dataset, device, size, augment=varied, crop_share=wanted.crop_share, workers=workers, **common
+        dataset,
+        device,
+        size,
+        augment=varied,
+        crop_share=wanted.crop_share,
+        interpolation=wanted.interpolation,
+        workers=decoders(recipe.runtime.workers),
+        **common,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import UserError
+from tutelage.models.fingerprint import weights_hash
 from tutelage.models.network import Ask, Network, create_network
 from tutelage.models.weights import class_count, load_into, read_state_dict
 from tutelage.recipes import ModelRecipe
@@ -33,13 +34,16 @@ def frozen_network(part: ModelRecipe) -> Network:
             raise UserError(
                 f"'{part.name}' has no weights, so there is nothing to probe; give --weights FILE"
             )
-        model = create_network(part.name, UNKNOWN_CLASSES, **part.args)
+        model, origin = create_network(part.name, UNKNOWN_CLASSES, **part.args), None
     else:
         found = read_state_dict(Path(part.weights), prefix=part.prefix)
         own = class_count(found.state) or sidecar_of(part).get("num_classes") or UNKNOWN_CLASSES
         model = create_network(part.name, own, **{**part.args, "pretrained": False})
         load_into(model, found.state, f"model weights {part.weights}")
-    return Network(model, Ask(pooled=True), "frozen")
+        origin = weights_hash(found.state)
+    network = Network(model, Ask(pooled=True), "frozen")
+    network.origin = origin
+    return network
 
 
 def own_side(part: ModelRecipe, network: Network, otherwise: int) -> int:

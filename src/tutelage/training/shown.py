@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import timm
 from torch import nn
 
 from tutelage.data import ImageData, ResidentData, ResizedViews, StreamData, dataset_info
 from tutelage.recipes import Recipe
 from tutelage.training.loading import image_size
-from tutelage.training.preprocessing import Renormalise, Resize
+from tutelage.training.preprocessing import Renormalise, Resize, sidecar_of
 
 
 def shown(recipe: Recipe, data: ImageData) -> dict[str, Any]:
@@ -21,12 +22,35 @@ def shown(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """
     crop, interpolation = 1.0, "bicubic"
     if isinstance(data, StreamData):
-        crop, interpolation = recipe.data.crop_share, "bilinear"
+        crop, interpolation = recipe.data.crop_share, evaluation_filter(recipe.data.interpolation)
     elif isinstance(data, ResidentData) and isinstance(data.augment, ResizedViews):
-        crop = data.augment.crop_share
+        crop, interpolation = data.augment.crop_share, evaluation_filter(data.augment.interpolation)
     known = dataset_info(recipe.data.name).class_names
     names = {} if known == data.info.class_names else {"class_names": list(data.info.class_names)}
     return {"image_size": list(image_size(data)), "crop_pct": crop, "interpolation": interpolation, **names}
+
+
+def evaluation_filter(interpolation: str) -> str:
+    """Filter that images are resized with in evaluation, where training has ``interpolation``."""
+    return "bilinear" if interpolation == "bilinear" else "bicubic"
+
+
+def unlike_noted(recipe: Recipe, data: ImageData) -> str:
+    """A warning where the teacher's weights were trained for images resized by another filter; else empty."""
+    teacher = recipe.teacher
+    resized = isinstance(data, StreamData) or isinstance(getattr(data, "augment", None), ResizedViews)
+    if teacher is None or not teacher.has_weights or not resized:
+        return ""
+    noted = sidecar_of(teacher).get("interpolation")
+    if noted is None and teacher.pretrained:
+        noted = getattr(timm.get_pretrained_cfg(teacher.name), "interpolation", None)
+    gets = shown(recipe, data)["interpolation"]
+    if noted in (None, gets):
+        return ""
+    return (
+        f"the teacher '{teacher.name}' is for images resized {noted}, but gets {gets} ones in evaluation, "
+        "which may cost it some accuracy (data.interpolation changes it)"
+    )
 
 
 def own_wish(preprocess: nn.Module | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from tutelage.models.weights import read_sidecar, save_weights
 from tutelage.recipes import Recipe
 from tutelage.training.preprocessing import normalisation
 from tutelage.training.shown import own_wish
+from tutelage.training.stopping import all_finite
 
 BATCHES = {
+    "interpolation",
     "color_jitter",
     "erase",
     "mixup",
@@ -40,7 +42,7 @@ BATCHES = {
     "drop_last",
 }
 """Settings of the data that training batches depend on; facts where they are not the defaults."""
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of a fact changes, so that older files are not found any more."""
 
 
@@ -48,6 +50,7 @@ def stage_facts(
     method: str,
     stage: str,
     teacher: nn.Module,
+    architecture: Sequence[Any],
     settings: Mapping[str, Any],
     data: Mapping[str, Any],
     training: Mapping[str, Any],
@@ -58,15 +61,16 @@ def stage_facts(
         method: Registered name.
         stage: Name of the phase.
         teacher: The frozen network; its weights count, whatever file they came from.
+        architecture: What it is beside its weights: its name, and the arguments it was made with.
         settings: The method's settings that the stage depends on.
-        data: Dataset, subset (ratio, held-out fraction), number of rows, augmentation, normalisation.
+        data: The images and their views, dataset, subset, labels, augmentation, normalisation.
         training: Seed, epochs, batch size, learning rate, optimiser, precision.
     """
     return {
         "format": FORMAT,
         "method": method,
         "stage": stage,
-        "teacher": weights_hash(teacher),
+        "teacher": [weights_hash(teacher), *architecture],
         "settings": dict(settings),
         "data": dict(data),
         "training": dict(training),
@@ -77,15 +81,17 @@ def phase_facts(
     recipe: Recipe, nets: Networks, method: Method, data: ImageData, phase: Phase, amp: torch.dtype | None
 ) -> dict[str, Any]:
     """The `stage_facts` of one phase of a run that has a teacher."""
-    assert nets.teacher is not None
+    assert nets.teacher is not None and recipe.teacher is not None
     mean, std = normalisation(recipe)
     labels = data.train_labels.cpu().numpy().tobytes()
     return stage_facts(
         method=method.name,
         stage=phase.name,
         teacher=nets.teacher,
+        architecture=[recipe.teacher.name, recipe.teacher.args],
         settings={name: getattr(method.config, name) for name in phase.settings},
         data={
+            "images": data.identity(),
             "name": recipe.data.name,
             "few_ratio": recipe.data.few_ratio,
             "val_fraction": recipe.data.val_fraction,
@@ -151,8 +157,8 @@ def load_stage(facts: Mapping[str, Any], part: nn.Module) -> bool:
         part: The module that the stage would train; on any device, as it is unless True is returned.
 
     Returns:
-        Whether there was such a file, whole, untouched and of the module's keys and shapes. One that is not
-        gets replaced by the next `save_stage`.
+        Whether there was such a file, whole, untouched, finite and of the module's keys and shapes. One that
+        is not gets replaced by the next `save_stage`.
     """
     path = stage_path(facts)
     try:
@@ -160,7 +166,9 @@ def load_stage(facts: Mapping[str, Any], part: nn.Module) -> bool:
     except (OSError, SafetensorError, UserError):
         return False  # absent, cut short or unreadable: in each case training again is the answer
     same_facts = noted.get("facts") == json.loads(json.dumps(facts))
-    if not same_facts or noted.get("weights_hash") != weights_hash(state) or not _fits(state, part):
+    if not same_facts or noted.get("weights_hash") != weights_hash(state):
+        return False
+    if not _fits(state, part) or not all_finite(state.values()):
         return False
     part.load_state_dict(state)
     return True

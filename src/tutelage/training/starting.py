@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tutelage
+from tutelage.errors import TutelageError
 from tutelage.files import named_path
 from tutelage.recipes import Recipe, dump, resolve
-from tutelage.runs.record import RunFolder
+from tutelage.runs.record import WRITTEN, RunFolder
 from tutelage.training.build import Parts
 from tutelage.training.distributed import restarted
 from tutelage.training.evaluate import evaluate as evaluate_network
-from tutelage.training.hardware import amp_type, hardware
+from tutelage.training.hardware import surroundings
 from tutelage.training.loading import image_size
 from tutelage.training.networks import network_facts, student_recipes
 from tutelage.training.progress import Reporter
@@ -32,26 +30,51 @@ def claim(out: str | Path | None, recipe: Recipe) -> tuple[Path, bool]:
     It has where ``torchrun`` started the processes again after one of them failed, and the folder they were
     told to write to holds a run of the same recipe.
 
+    Args:
+        out: The folder asked for. None checks ``runs/``, where the run makes its `default_folder` once it
+            can begin: one that is refused leaves none behind.
+        recipe: Of the run.
+
     Raises:
         UserError: The folder holds another run, one that nobody restarted, or files that the run would
             overwrite; or its name is empty.
         TutelageError: It can't be written.
     """
-    folder = named_path(out) if out is not None else default_folder(recipe)
+    folder = named_path(out) if out is not None else RUNS_FOLDER
     run = RunFolder(folder)
     if restarted() and run.facts_file.exists() and resolve(str(run.recipe)).hash() == recipe.hash():
         return folder, True
-    RunFolder.claim(folder, dump(recipe))
+    RunFolder.claim(folder, dump(recipe), () if out is None else WRITTEN)
     return folder, False
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """A new folder name under ``runs/``: student, method, dataset and seed, numbered when taken."""
-    stem = f"{recipe.student.name}-{recipe.method['name']}-{recipe.data.name}-s{recipe.seed}"
+    """A new folder under ``runs/``: student, method, dataset and seed; see `numbered_folder`."""
+    return numbered_folder(f"{recipe.student.name}-{recipe.method['name']}-{recipe.data.name}-s{recipe.seed}")
+
+
+def numbered_folder(stem: str) -> Path:
+    """Make a new folder under ``runs/``, numbered when taken.
+
+    Making it is what takes it: of two runs that begin at the same moment, each gets its own.
+
+    Args:
+        stem: Its name without the number.
+
+    Raises:
+        TutelageError: It can't be made.
+    """
     folder, number = RUNS_FOLDER / stem, 2
-    while folder.exists():
-        folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            folder, number = RUNS_FOLDER / f"{stem}-{number}", number + 1
+        except OSError as error:
+            raise TutelageError(
+                f"can't make {folder}: {error.strerror or error}; name another folder with --out"
+            ) from error
 
 
 def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str, Any]:
@@ -81,6 +104,7 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
         "seed": recipe.seed,
         "recipe_hash": recipe.hash(),
         "protocol": parts.protocol,
+        "train_digest": parts.data.digest("train"),
         "normalisation": {"mean": list(parts.normalisation[0]), "std": list(parts.normalisation[1])},
         "student": network_facts(recipe.student, parts.nets.student, size),
         "peers": [
@@ -90,10 +114,7 @@ def starting_facts(recipe: Recipe, parts: Parts, reporter: Reporter) -> dict[str
             )
         ],
         "teacher": teacher,
-        "hardware": hardware(parts.data.device),
-        "amp": str(amp_type(recipe, parts.data.device) or "float32").removeprefix("torch."),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"tutelage": tutelage.__version__, "python": platform.python_version()},
+        **surroundings(recipe, parts.data.device),
     }
 
 

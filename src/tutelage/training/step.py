@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tutelage.data import ImageData
 from tutelage.data.batch import Batch
+from tutelage.errors import UserError
 from tutelage.methods import Clock, Method, Networks, Outs, teacher_of
 from tutelage.models.network import Network, Outputs
 from tutelage.training.distributed import from_all, world
+from tutelage.training.hardware import exact_float32
 from tutelage.training.metrics import topk_correct
 
 
@@ -114,6 +116,8 @@ Call = Callable[..., StepResult]
 """A step, eager or compiled, with the arguments of `Step.forward`."""
 TOLERANCE = 1e-3
 """Relative difference that other orders of summation in float32 may make."""
+ONE_VALUE = "more than 1 value per channel"
+"""What PyTorch's error says when a batch norm that trains gets a single value a channel."""
 
 
 def compiled_or_eager(
@@ -121,8 +125,9 @@ def compiled_or_eager(
 ) -> tuple[Call, str | None]:
     """Compile ``step`` whole and trust it only if its gradients on ``batch`` are as good as the eager ones.
 
-    The measure is ``|g - g_exact| / |g_exact|`` over all gradients, g_exact from an eager float32 pass: the
-    compiled step may be off by `TOLERANCE`, or by twice what rounding costs the eager step under autocast.
+    The measure is ``|g - g_exact| / |g_exact|`` over all gradients, g_exact from an eager float32 pass that
+    doesn't round to TF32: the compiled step may be off by `TOLERANCE`, or by twice what rounding costs the
+    eager step as configured.
     Of several processes each compares its own gradients, and all go on eager if one of them has a reason to.
 
     Args:
@@ -152,9 +157,11 @@ def _why_not(step: Step, compiled: Call, *arguments: Any) -> str | None:
             raise
 
     amp, step.amp = step.amp, None
-    exact = _gradients(step, step, *arguments)
+    with exact_float32(arguments[0].images.device):
+        exact = _gradients(step, step, *arguments)
     step.amp = amp
-    eager = exact if amp is None else _gradients(step, step, *arguments)
+    as_exact = amp is None and arguments[0].images.device.type == "cpu"
+    eager = exact if as_exact else _gradients(step, step, *arguments)
     chosen = compiled if world() == 1 else call
     return distrusted("gradients", exact, eager, lambda: _gradients(step, chosen, *arguments))
 
@@ -197,17 +204,62 @@ def relative_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     return float(ratio) if bool(torch.isfinite(ratio)) else float("inf")
 
 
+def check_last_batch(
+    step: Step, data: ImageData, size: int, batch: Batch, clock: Clock, taught: Outputs | None = None
+) -> None:
+    """Refuse, before an epoch of work is lost, a last batch of one image that a batch norm can't do with.
+
+    Args:
+        step: As before afterwards, with the random state.
+        data: Of the run.
+        size: Of a batch.
+        batch: One training batch, before views; where the last one has a single image, its first is tried.
+        clock: The clock to call the step with.
+        taught: The teacher's answers to the batch, see `Step.forward`.
+
+    Raises:
+        UserError: There is such a batch, and such a norm.
+    """
+    if data.batch_rows(data.steps_per_epoch(size) - 1, size) != 1:
+        return
+    alone = Batch(*(None if part is None else part[:1] for part in batch))  # type: ignore[arg-type]
+    if taught is not None:
+        taught = Outputs(taught.logits[:1], None if taught.pooled is None else taught.pooled[:1])
+    step.method.row_counts = data.share.unequal(1)
+    try:
+        with _undone(step, data.device):
+            views = step.method.views(alone, torch.Generator(device=data.device).manual_seed(0))
+            step(views, clock, taught)
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        raise UserError(
+            f"the last batch of an epoch has a single image ({data.epoch_size:,} in batches of {size}), "
+            "which a batch norm can't train on; change data.batch_size or set data.drop_last=true"
+        ) from error
+
+
 def _gradients(step: Step, call: Callable[..., Any], batch: Batch, *more: Any) -> dict[str, Tensor]:
     """Gradients of one call; puts buffers, gradients and random state back afterwards."""
-    buffers = copy.deepcopy(dict(step.named_buffers()))
-    devices = [batch.images.device] if batch.images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _undone(step, batch.images.device):
+        call(batch, *more).loss.backward()
+        return {name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None}
+
+
+@contextmanager
+def _undone(step: Step, device: torch.device) -> Iterator[None]:
+    """Put buffers, gradients and random state back after the block."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in step.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            call(batch, *more).loss.backward()
-            return {name: p.grad.clone() for name, p in step.named_parameters() if p.grad is not None}
+            yield
         finally:
             step.zero_grad(set_to_none=True)
             step.method.discard()
             with torch.no_grad():
-                for name, buffer in step.named_buffers():
-                    buffer.copy_(buffers[name])
+                for module, name, buffer, content in before:
+                    setattr(module, name, buffer.copy_(content))  # views may have put a larger one there

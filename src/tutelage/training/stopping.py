@@ -1,15 +1,19 @@
-"""What ends a run early: Ctrl-C and SIGTERM, after the current step, and a loss that is no number."""
+"""What ends a run early: Ctrl-C and SIGTERM, after the current step, and what has overflowed."""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+from torch import Tensor, nn
+
 from tutelage.errors import TutelageError
+from tutelage.training.distributed import anywhere
 
 
 class Interrupted(TutelageError):
@@ -61,8 +65,43 @@ def check_finite(loss: float, epoch: int, step: int, state: Path) -> None:
         TutelageError: It is.
     """
     if not math.isfinite(loss):
-        kept = f"the last good state is in {state}" if state.exists() else "no state was saved yet"
-        raise TutelageError(
-            f"the loss became {loss} in epoch {epoch + 1} by step {step}; {kept}; "
-            "lower optimiser.lr, set optimiser.clip_grad, or turn runtime.amp off"
-        )
+        raise _lost(f"the loss became {loss}", epoch, step, state)
+
+
+def check_sound(parts: Iterable[nn.Module], epoch: int, step: int, state: Path) -> None:
+    """End a run before it saves what has overflowed; all processes ask at once. Waits for the device.
+
+    A gradient can overflow after the loss it came from was seen to be finite.
+
+    Args:
+        parts: What is learnt or remembered. Parameters have to be finite; a buffer may hold infinities, which
+            mark what isn't known yet, but nothing that is no number.
+        epoch: As for `check_finite`, like the others.
+        step: Of the epoch.
+        state: File of the last saved state.
+
+    Raises:
+        TutelageError: Something is not as it has to be.
+    """
+    modules = list(parts)
+    checks = [value.isfinite().all() for module in modules for value in _floating(module.parameters())]
+    checks += [~value.isnan().any() for module in modules for value in _floating(module.buffers())]
+    if anywhere(bool(checks) and not torch.stack(checks).all()):
+        raise _lost("the weights became infinite or no numbers", epoch, step, state)
+
+
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Whether no value is infinite or not a number."""
+    return all(bool(value.isfinite().all()) for value in values)
+
+
+def _floating(values: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (value for value in values if value.is_floating_point())
+
+
+def _lost(what: str, epoch: int, step: int, state: Path) -> TutelageError:
+    kept = f"the last good state is in {state}" if state.exists() else "no state was saved yet"
+    return TutelageError(
+        f"{what} in epoch {epoch + 1} by step {step}; {kept}; "
+        "lower optimiser.lr, set optimiser.clip_grad, or turn runtime.amp off"
+    )
