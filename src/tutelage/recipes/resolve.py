@@ -64,7 +64,7 @@ def resolve(
     for text in settings:
         path, value = parse_setting(text)
         apply(values, path, value)
-    return validate(with_sections(values))
+    return validate(values)
 
 
 def dump(recipe: Recipe) -> str:
