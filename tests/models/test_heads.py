@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.volo import VOLO
 from torch import Tensor, nn
@@ -37,8 +36,6 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 """By what is particular about their heads, and settings that make them small."""
 
-KNOWN = [name for name in HEADS if name == "volo" or timm.is_model(name)]  # older versions of timm lack some
-
 AFTER_A_NORM = ("efficientvit_m0", "shvit_s1")
 """Here timm's own pooled vector is what enters the head's norm, and not the classifier."""
 
@@ -68,7 +65,7 @@ def images(name: str, model: Any, count: int = 2) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", HEADS)
 def test_logits_are_the_plain_models(name: str) -> None:
     model = model_of(name).eval()
     x = images(name, model)
@@ -82,7 +79,7 @@ def test_logits_are_the_plain_models(name: str) -> None:
     assert torch.equal(out.pooled, told) == (name not in AFTER_A_NORM)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", HEADS)
 def test_a_training_step_is_the_plain_models(name: str) -> None:
     model = model_of(name, **({} if name.endswith("_cifar") else {"drop_rate": 0.3})).train()
     twin, x = copy.deepcopy(model), images(name, model, 4)

@@ -468,6 +468,8 @@ def test_unknown_names_get_the_nearest_known_one():
 def test_settings_that_a_model_does_not_take():
     with pytest.raises(UserError, match=r"'resnet18' can't be made with patches=3: .*patches"):
         create_network("resnet18", 10, patches=3)
+    with pytest.raises(UserError, match=r"with checkpoint_path=some\.pth; .* give the file as weights"):
+        create_network("resnet18", 10, checkpoint_path="some.pth")
     with pytest.raises(UserError, match="no weights come with 'resnet8_cifar'"):
         create_network("resnet8_cifar", 10, pretrained=True)
     assert create_network("resnet8_cifar", 10).get_classifier().out_features == 10

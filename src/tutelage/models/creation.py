@@ -23,13 +23,19 @@ def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Mo
         **settings: Passed on to the model, e.g. ``img_size=32`` or ``pretrained=True``.
 
     Raises:
-        UserError: No such name (with the nearest known one), or settings that the model doesn't take.
+        UserError: No such name (with the nearest known one), settings that the model doesn't take, or a
+            ``checkpoint_path`` among them.
         TutelageError: Pretrained weights can't be had.
     """
     on_hub = name.startswith(HUB)
     if not on_hub and not timm.is_model(name):
         hint = nearest(name, timm.list_models())
         raise UserError(f"there is no network '{name}'{hint} (tutelage list models shows all)")
+    if settings.get("checkpoint_path"):  # timm would load it, and no record would tell
+        raise UserError(
+            f"'{name}' can't be made with checkpoint_path={settings['checkpoint_path']}; drop it from the "
+            "network's args and give the file as weights"
+        )
     try:
         return timm.create_model(name, num_classes=num_classes, **settings)
     except TutelageError:
