@@ -42,9 +42,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def model_of(name: str, classes: int = 5) -> Any:
+def model_of(name: str, classes: int = 5, **more: Any) -> Any:
     torch.manual_seed(0)
-    settings = FAMILIES[name]
+    settings = {**FAMILIES[name], **more}
     if "mlp" in name or "mixer" in name:  # timm's names fix their size
         model: Any = MlpMixer(classes, 32, patch_size=8, num_blocks=6, embed_dim=16, **settings).eval()
     else:
@@ -57,6 +57,10 @@ def model_of(name: str, classes: int = 5) -> Any:
 
 def images(batch: int = 2, side: int = 32) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
 def modes(model: nn.Module) -> dict[str, bool]:
@@ -367,26 +371,28 @@ def test_a_copy_has_gates_of_its_own():
     "name", ["test_resnet", "test_convnext", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
 )
 def test_compiled_whole(name):
-    network, x = Network(model_of(name), EVERYTHING, "frozen"), images()
+    # Torch 2.7 can't compile Swin's gradient where its last map is a single position, as at 32x32.
+    side, settings = (64, {"img_size": 64}) if name.startswith("swin") else (32, {})
+    network, x = Network(model_of(name, **settings), EVERYTHING, "frozen"), images(side=side)
     network.install()
     inserts = nn.ModuleList([Shift(0.1 * (stage + 1)) for stage in range(len(network.taps.stages))])
 
-    def both(x: Tensor) -> tuple[Outputs, Outputs]:
+    def step(x: Tensor) -> tuple[Outputs, Outputs, Tensor]:
         with torch.no_grad():
             plain = network(x)
-        return plain, network(x, inserts)
-
-    def gradients(outs: tuple[Outputs, Outputs]) -> tuple[Tensor, ...]:
-        loss = outs[1].logits.square().sum() + sum(stage.square().mean() for stage in outs[1].stages)
-        return torch.autograd.grad(loss, list(inserts.parameters()))
+        out = network(x, inserts)
+        return plain, out, out.logits.square().sum() + sum(stage.square().mean() for stage in out.stages)
 
     torch._dynamo.reset()
-    expected, got = both(x), torch.compile(both, backend="aot_eager", fullgraph=True)(x)
+    *expected, loss = step(x)
+    *got, compiled_loss = torch.compile(step, backend="aot_eager", fullgraph=True)(x)
     for wanted, out in zip(expected, got, strict=True):
         torch.testing.assert_close(out.logits, wanted.logits)
         torch.testing.assert_close(out.stages, wanted.stages)
         torch.testing.assert_close(out.pooled, wanted.pooled)
-    torch.testing.assert_close(gradients(got), gradients(expected), rtol=1e-4, atol=1e-5)
+    weights = list(inserts.parameters())
+    wanted = torch.autograd.grad(loss, weights)
+    torch.testing.assert_close(torch.autograd.grad(compiled_loss, weights), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_probe_tells_shapes():
@@ -408,12 +414,12 @@ def test_looking_changes_nothing(look):
     network.train()
     network.model.layer2.eval()
     before, mode = copy.deepcopy(network.state_dict()), modes(network)
-    random = torch.get_rng_state()
+    random, hooks = torch.get_rng_state(), hook_count(network)
     look(network)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert modes(network) == mode
     assert torch.equal(torch.get_rng_state(), random)
-    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert hook_count(network) == hooks
 
 
 class Noisy(nn.Module):
@@ -462,6 +468,8 @@ def test_unknown_names_get_the_nearest_known_one():
 def test_settings_that_a_model_does_not_take():
     with pytest.raises(UserError, match=r"'resnet18' can't be made with patches=3: .*patches"):
         create_network("resnet18", 10, patches=3)
+    with pytest.raises(UserError, match=r"with checkpoint_path=some\.pth; .* give the file as weights"):
+        create_network("resnet18", 10, checkpoint_path="some.pth")
     with pytest.raises(UserError, match="no weights come with 'resnet8_cifar'"):
         create_network("resnet8_cifar", 10, pretrained=True)
     assert create_network("resnet8_cifar", 10).get_classifier().out_features == 10

@@ -277,6 +277,26 @@ def test_damaged_npz(state, tmp_path):
         read_state_dict(path)
 
 
+def test_a_torch_file_cut_off_after_one_byte(tmp_path):
+    (tmp_path / "short.pth").write_bytes(b"\x80")
+    with pytest.raises(UserError, match=r"short\.pth is corrupt or cut off"):
+        read_state_dict(tmp_path / "short.pth")
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 200), (46, 0xFF)])
+def test_damaged_archives_are_one_sentence(place, value, state, tmp_path):
+    """In the archive's directory: the version needed to read a member, and its name."""
+    file = tmp_path / "damaged.pth"
+    torch.save(state, file)
+    content = bytearray(file.read_bytes())
+    start = content.index(b"PK\x01\x02")
+    content[start + 9] |= 8  # names are UTF-8
+    content[start + place] = value
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.pth is corrupt or cut off"):
+        read_state_dict(file)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -314,6 +334,20 @@ def test_files_without_a_state_dict(content, message, tmp_path):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(UserError, match=message):
         read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["expanded", "overlapping", "meta"])
+def test_tensors_larger_than_their_file_are_refused(kind, tmp_path):
+    huge = {
+        "expanded": torch.zeros(1).expand(1 << 20, 1 << 20),
+        "overlapping": torch.zeros(2048).as_strided((1025, 1024), (1, 1)),
+        "meta": torch.empty(1 << 20, 1 << 20, device="meta"),
+    }[kind]
+    file = tmp_path / "few.pth"
+    torch.save({"fc.weight": huge}, file)
+    assert file.stat().st_size < 20_000
+    with pytest.raises(UserError, match=r"few\.pth: 'fc\.weight' has more values than the file holds"):
+        read_state_dict(file)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

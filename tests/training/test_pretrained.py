@@ -15,6 +15,7 @@ from torch import Tensor
 import tutelage
 from tutelage.errors import TutelageError, UserError
 from tutelage.models.creation import create_network
+from tutelage.models.fingerprint import weights_hash
 from tutelage.models.pretrained import published_facts
 from tutelage.models.weights import read_sidecar, save_weights
 from tutelage.recipes import validate
@@ -152,6 +153,7 @@ def test_the_record_says_where_the_weights_are_from(tmp_path: Path, hub: dict[st
     )
     student = run["student"]
     assert student["pretrained"] and "dropped the classifier" in student["notes"][0]
+    assert student["weights_hash"] == weights_hash(state_of(built(args=hub)))
     weights = tmp_path / "run" / "student.safetensors"
     assert len(load_file(weights)["head.fc.weight"]) == 10
     assert (read_sidecar(weights)["mean"], read_sidecar(weights)["std"]) == ([0.5] * 3, [0.5] * 3)

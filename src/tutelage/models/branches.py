@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tutelage.errors import UserError
 from tutelage.models.rebuilding import Rebuilder
 from tutelage.models.zoo import CifarNet
+from tutelage.models.zoo.base import module_at
 
 BODY = "block_extractor"
 HEAD = "fc"
@@ -58,9 +59,9 @@ class Branches(nn.Module):
     def _answer(self, number: int, x: Tensor) -> Tensor:
         *body, head = self.names(number)
         for name in body:
-            x = self.get_submodule(name)(x)
+            x = module_at(self, name)(x)
         pooled = x.mean(dim=(2, 3)) if x.ndim == 4 else x
-        answer: Tensor = self.get_submodule(head)(pooled)
+        answer: Tensor = module_at(self, head)(pooled)
         return answer
 
 

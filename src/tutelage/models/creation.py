@@ -29,7 +29,7 @@ def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Mo
 
     Raises:
         UserError: No such name (with the nearest known one), pretrained weights of a network that has none,
-            or settings that the model doesn't take.
+            settings that the model doesn't take, or a ``checkpoint_path`` among them.
         TutelageError: Pretrained weights can't be had.
     """
     check_name(name)
@@ -41,6 +41,11 @@ def create_network(name: str, num_classes: int | None, **settings: Any) -> nn.Mo
                 f"no weights come with '{name}'; give a file of them (--weights FILE, for a teacher "
                 "--teacher-weights FILE), or leave out pretrained"
             )
+    if settings.get("checkpoint_path"):  # timm would load it, and no record would tell
+        raise UserError(
+            f"'{name}' can't be made with checkpoint_path={settings['checkpoint_path']}; drop it from the "
+            "network's args and give the file as weights"
+        )
     try:
         with _quiet_hub():
             return timm.create_model(name, num_classes=num_classes, **settings)

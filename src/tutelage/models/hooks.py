@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,16 +21,43 @@ class Gate:
         return None if self.module is None else (self.module(args[0]), *args[1:])
 
 
-class Recorder:
-    """A forward hook that keeps what its module returned while it listens."""
+class Listener:
+    """A hook that keeps one tensor while it listens."""
 
     def __init__(self) -> None:
         self.listening = False
         self.seen: Tensor | None = None
 
+
+class Recorder(Listener):
+    """A forward hook that keeps what its module returned."""
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if self.listening:
             self.seen = output
+
+
+class Receiver(Listener):
+    """A forward pre-hook that keeps what its module is given."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.listening:
+            self.seen = args[0]
+
+
+def listen(
+    listeners: Sequence[Listener], run: Callable[[Tensor], Tensor], given: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """What ``run(given)`` returns, and what the listeners saw of it, in their order; some may see nothing."""
+    try:
+        for listener in listeners:
+            listener.listening = True
+        answer = run(given)
+        seen = [listener.seen for listener in listeners]
+    finally:
+        for listener in listeners:
+            listener.listening, listener.seen = False, None
+    return answer, [tensor for tensor in seen if tensor is not None]
 
 
 def recorder_at(model: nn.Module, path: str) -> Recorder:
@@ -37,6 +65,13 @@ def recorder_at(model: nn.Module, path: str) -> Recorder:
     recorder = Recorder()
     model.get_submodule(path).register_forward_hook(recorder)
     return recorder
+
+
+def receiver_at(module: nn.Module) -> Receiver:
+    """Keep what ``module`` is given."""
+    receiver = Receiver()
+    module.register_forward_pre_hook(receiver)
+    return receiver
 
 
 def gate_at(model: nn.Module, path: str | None) -> Gate | None:

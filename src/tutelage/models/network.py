@@ -14,7 +14,8 @@ from tutelage.errors import UserError
 from tutelage.models import zoo
 from tutelage.models.branches import Branches, build_branches
 from tutelage.models.creation import check_input, create_network
-from tutelage.models.hooks import Gate, Recorder, gate_at, recorder_at
+from tutelage.models.heads import classifiers, pooled_from
+from tutelage.models.hooks import Gate, Receiver, Recorder, gate_at, listen, receiver_at, recorder_at
 from tutelage.models.probing import Size, arriving, blank_image, undisturbed
 from tutelage.models.taps import Taps, as_map, describe_taps
 
@@ -43,7 +44,8 @@ class Outputs(NamedTuple):
 
     Attributes:
         logits: [B, N] for N classes.
-        pooled: [B, D], what the last linear layer receives.
+        pooled: [B, D], what the classifier receives, by timm's ``get_classifier``. Where there are several it
+            is the mean of what they receive, or all of it side by side where their widths differ.
         stages: [B, C_l, H_l, W_l] for each stage, the stem's in front where it was asked for; tokens laid out
             as a map, without class token. The P tokens before the patches, where asked for, follow, a map
             [B, C_l, P, 1] for each stage.
@@ -141,12 +143,15 @@ class Network(nn.Module):
         self.origin: str | None = None
         self._gates: list[Gate | None] = []
         self._recorders: list[Recorder] = []
+        self._heads: list[Receiver] = []
         check_ask(model, ask, role)
         self.branches = build_branches(model, ask.branches, ask.chosen) if ask.branches else None
         self._indices = self._needed_features()
         self._prefix = ask.prefix and self.taps.tells_prefix
         if self._indices and not self.taps.native:
             self._recorders = [recorder_at(model, _feature_path(model, index)) for index in self._indices]
+        if ask.pooled:
+            self._heads = [receiver_at(classifier) for classifier in classifiers(model)]
         if role != "trained":
             model.requires_grad_(False)
             model.eval()
@@ -233,9 +238,11 @@ class Network(nn.Module):
         model: Any = self.model
         if not self.ask.pooled:
             return Outputs(model.forward_head(features), None, stages, branches)
-        vector = model.forward_head(features, pre_logits=True)
-        logits = model.get_classifier()(vector) if _ends_in_linear(model) else model.forward_head(features)
-        return Outputs(logits, vector.flatten(1), stages, branches)
+        # The head runs once: a second run would update its norms twice and draw its dropout anew.
+        logits, received = listen(self._heads, model.forward_head, features)
+        if not received:  # a classifier that isn't called as a module
+            received = [model.forward_head(features, pre_logits=True)]
+        return Outputs(logits, pooled_from(received), stages, branches)
 
     def _needed_features(self) -> list[int]:
         """Indices of the features that stages and branches need, in the network's order."""
@@ -281,25 +288,8 @@ class Network(nn.Module):
 
     def _listen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         model: Any = self.model
-        try:
-            for recorder in self._recorders:
-                recorder.listening = True
-            features = model.forward_features(images)
-            seen = [recorder.seen for recorder in self._recorders]
-        finally:
-            for recorder in self._recorders:
-                recorder.listening, recorder.seen = False, None
-        return features, [as_map(stage, self.taps) for stage in seen if stage is not None]
-
-
-def _ends_in_linear(model: Any) -> bool:
-    """Whether the logits are one layer applied to the pooled vector.
-
-    It isn't so where several classifiers are averaged (DeiT's and LeViT's distilled networks), where the
-    classifier is a convolution (DLA, DPN), and where a token head helps (VOLO).
-    """
-    single = isinstance(model.get_classifier(), nn.Linear | nn.Identity)
-    return single and getattr(model, "aux_head", None) is None
+        features, seen = listen(self._recorders, model.forward_features, images)
+        return features, [as_map(stage, self.taps) for stage in seen]
 
 
 def _feature_path(model: Any, index: int) -> str:
@@ -308,7 +298,7 @@ def _feature_path(model: Any, index: int) -> str:
 
 
 def _numbered(inserts: Inserts) -> Iterable[tuple[int, nn.Module]]:
-    if isinstance(inserts, Mapping | nn.ModuleDict):
+    if isinstance(inserts, (Mapping, nn.ModuleDict)):
         return [(int(stage), module) for stage, module in inserts.items()]
     return [(stage, module) for stage, module in enumerate(inserts) if module is not None]
 

@@ -25,6 +25,8 @@ ALLOWED = 1e-4
 """Largest difference of a logit that a program may have from its network."""
 CHECKED = (1, 7)
 """Numbers of images at which a program is compared with its network."""
+MOST = 2**31 - 1
+"""Images that a program takes at once; torch 2.7 doesn't believe that there can be any number of them."""
 ONE_FILE = 1_900_000_000
 """Bytes of weights beyond which an ONNX file, limited to 2 GB, has them in a file of their own."""
 ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")
@@ -62,7 +64,8 @@ def trace_program(model: nn.Module, size: Size) -> ExportedProgram:
     images = torch.zeros(2, *image_shape(size))  # one image would count as a size that never changes
     try:
         with undisturbed(model), quiet():
-            program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch")},))
+            shapes = ({0: Dim("batch", max=MOST)},)
+            program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise TutelageError(
             f"{type(model).__name__} can't be traced for batches of any size: {first_line(error)}; leave the "

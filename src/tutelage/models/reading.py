@@ -120,7 +120,9 @@ def _reader(path: Path, head: bytes) -> tuple[str, Callable[[Path], Any]]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except zipfile.BadZipFile as error:
+        except OSError:
+            raise
+        except Exception as error:  # names that aren't UTF-8 and versions that don't exist have other errors
             raise _corrupt(path) from error
         if names and all(name.endswith(".npy") for name in names):
             return "npz arrays", _read_npz
@@ -130,7 +132,7 @@ def _reader(path: Path, head: bytes) -> tuple[str, Callable[[Path], Any]]:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_SAFETENSORS_HEADER:
         return "safetensors", _read_safetensors
     if head.startswith(b"\x80"):
-        if head[1] > TORCH_PICKLE_PROTOCOL:
+        if head[1:2] > bytes([TORCH_PICKLE_PROTOCOL]):
             raise _would_run_code(path, "a plain pickle")
         return "torch file", _read_torch
     raise UserError(
@@ -295,6 +297,9 @@ def _checked(path: Path, state: Mapping[str, Tensor], notes: list[str]) -> dict[
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
             raise UserError(f"{path}: '{key}' is no dense tensor of real numbers; save it unquantised")
+        if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            # Copying such a view of few numbers would take memory that the file's size doesn't hint at.
+            raise UserError(f"{path}: '{key}' has more values than the file holds; save it as a whole tensor")
         if value.is_floating_point():
             if value.dtype != torch.float32:
                 converted.add(str(value.dtype).removeprefix("torch."))

@@ -93,7 +93,7 @@ class HeadedNet(nn.Module, ABC):
 
     def get_classifier(self) -> nn.Module:
         """The linear layer (an identity where ``num_classes`` is 0)."""
-        return self.get_submodule(self.classifier_path)
+        return module_at(self, self.classifier_path)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the linear layer by a fresh one for ``num_classes`` classes (0: by an identity)."""
@@ -246,7 +246,14 @@ class CifarNet(HeadedNet):
         self.get_submodule(parent).add_module(name, module)
 
     def _modules_at(self, names: Iterable[str]) -> list[nn.Module]:
-        return [self.get_submodule(name) for name in names]
+        return [module_at(self, name) for name in names]
+
+
+def module_at(module: nn.Module, path: str) -> nn.Module:
+    """The part of ``module`` at ``path``; in contrast to ``get_submodule`` torch 2.7 can trace it."""
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
 
 
 def choose_features(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage.models.zoo.base import CifarNet, Layout, conv, he_normal_unbiased
+from tutelage.models.zoo.base import CifarNet, Layout, conv, he_normal_unbiased, module_at
 from tutelage.models.zoo.registration import register_family
 
 
@@ -94,7 +94,7 @@ class CifarWideResNet(CifarNet):
     def preactivate(self, index: int, output: Tensor, before: Tensor) -> Tensor:
         """The group's raw sum after the batch norm that comes next."""
         following = ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1")[index - 1]
-        normalised: Tensor = self.get_submodule(following)(output)
+        normalised: Tensor = module_at(self, following)(output)
         return normalised
 
 
