@@ -41,6 +41,38 @@ def test_multiply_adds_by_hand():
     assert multiply_adds(Small(), (10, 8)) == plain + grouped + up + each + 5 * 7
 
 
+class Uncalled(nn.Module):
+    """The same layers as `Small`'s first and last, of which the model uses nothing but the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(3, 8, 3)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.conv2d(input=x, weight=self.plain.weight, stride=2, padding=1)
+        x = nn.functional.conv_transpose2d(x, self.up.weight, stride=2).flatten(2).transpose(1, 2)
+        x = self.attention(x, x, x)[0].mean(1)
+        return nn.functional.linear(x, weight=self.head.weight)
+
+
+def test_layers_count_that_are_not_called():
+    plain, up = 3 * 8 * 3 * 3 * (5 * 4), 8 * 4 * 2 * 2 * (5 * 4)
+    attention = 4 * (4 * 4) * (10 * 8)  # query, key, value and output; not their products
+    assert multiply_adds(Uncalled(), (10, 8)) == plain + up + attention + 4 * 7
+
+
+def test_a_transformer_that_gives_its_projection_a_bias_of_its_own():
+    """BEiT calls ``F.linear`` for query, key and value where ViT calls the layer; else they are alike."""
+    settings = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 5}
+    beit = timm.create_model("beit_base_patch16_224", **settings)
+    tokens, width = 2 * 2 + 1, 48
+    block = tokens * (3 + 1 + 2 * 4) * width * width
+    assert multiply_adds(beit, 32) == 2 * 2 * 3 * 16 * 16 * width + 2 * block + width * 5
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "millions"),
     [("resnet20_cifar", 278_324, 40.8), ("vgg8_cifar", 3_965_028, 96.2), ("mobilenetv2_cifar", 812_836, 6.5)],

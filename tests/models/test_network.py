@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -365,6 +366,19 @@ def test_a_copy_has_gates_of_its_own():
     changed = twin(x, {1: Shift(0.5)}).logits
     assert not torch.equal(changed, network(x, {1: Shift(0.5)}).logits)
     assert not torch.equal(changed, twin(x).logits)
+
+
+def test_hooks_go_with_the_network():
+    model = Hooked(tokens=False)
+    network = Network(model, EVERYTHING)
+    network.install()
+    twin = copy.deepcopy(network)
+    assert hook_count(model) == 5  # a receiver, and a recorder and a gate for each stage
+    del network
+    gc.collect()
+    assert hook_count(model) == 0
+    assert hook_count(twin.model) == 5
+    twin(images(), {1: nn.Identity()})
 
 
 @pytest.mark.parametrize(

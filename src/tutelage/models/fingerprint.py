@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from tutelage.models.probing import Size, blank_image, undisturbed
 
@@ -16,6 +18,8 @@ COUNTER = "num_batches_tracked"
 """Last part of the key under which a batch norm counts its batches."""
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+APPLIED = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+APPLIED_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
@@ -50,27 +54,38 @@ def multiply_adds(model: nn.Module, input_size: Size) -> int:
 
     A convolution counts ``C_in * C_out * k_h * k_w / groups`` for each output position, a linear layer its
     weights for each position it is applied to. This is the rule of the research code (PACKD, HSAKD), so the
-    numbers compare with theirs; products inside attention and layers used without being called are left out.
+    numbers compare with theirs. The functions of PyTorch are counted that such layers call, so that a layer
+    counts too which is used without being called (BEiT, EVA-02, Swin V2, CycleMLP); products of activations,
+    as inside attention, are left out.
 
     Args:
         model: Any network for images.
         input_size: Side, (H, W) or (C, H, W).
     """
-    total = 0
+    with undisturbed(model), _Counter() as counter:
+        model(blank_image(model, input_size))
+    return counter.total
 
-    def count(module: nn.Module, args: Any, output: Tensor) -> None:
-        nonlocal total
-        total += layer_multiply_adds(module, args, output)
 
-    counted = [module for module in model.modules() if isinstance(module, COUNTED)]
-    handles = [module.register_forward_hook(count) for module in counted]
-    try:
-        with undisturbed(model):
-            model(blank_image(model, input_size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
+class _Counter(TorchFunctionMode):
+    """Adds up the multiply-adds of what is computed while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        output = func(*args, **given)
+        if func in APPLIED or func in APPLIED_TRANSPOSED:
+            weight = args[1] if len(args) > 1 else given["weight"]
+            image = args[0] if args else given["input"]
+            self.total += _products(weight, image if func in APPLIED_TRANSPOSED else output)
+        elif func is F.multi_head_attention_forward:  # its own calls don't come by here
+            query, key, value = args[:3]
+            out_weight = args[11] if len(args) > 11 else given["out_proj_weight"]
+            self.total += _attention_products(query, key, value, out_weight)
+        return output
 
 
 def layer_multiply_adds(module: nn.Module, args: Any, output: Tensor) -> int:
@@ -83,10 +98,22 @@ def layer_multiply_adds(module: nn.Module, args: Any, output: Tensor) -> int:
     """
     weight = module.weight
     assert isinstance(weight, Tensor)
-    # A transposed convolution applies its weights once for each position that goes in.
-    applied_to = args[0] if isinstance(module, TRANSPOSED) else output
-    positions = applied_to.numel() // weight.shape[0]
-    return weight.numel() * positions
+    return _products(weight, args[0] if isinstance(module, TRANSPOSED) else output)
+
+
+def _products(weight: Tensor, applied_to: Tensor) -> int:
+    """Multiply-adds of a weight ``[C, ...]`` at each position of a tensor with C channels.
+
+    These are the output's, but a transposed convolution applies its weights once for each position that goes
+    in.
+    """
+    return weight.numel() * (applied_to.numel() // weight.shape[0])
+
+
+def _attention_products(query: Tensor, key: Tensor, value: Tensor, out_weight: Tensor) -> int:
+    """Multiply-adds of the projections in PyTorch's own attention layer of width E, ``out_weight`` [E, E]."""
+    width = len(out_weight)
+    return (query.numel() + key.numel() + value.numel()) * width + query.numel() // width * out_weight.numel()
 
 
 def schema_hash(state: Mapping[str, Tensor]) -> str:

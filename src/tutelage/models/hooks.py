@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Gate:
@@ -60,24 +62,29 @@ def listen(
     return answer, [tensor for tensor in seen if tensor is not None]
 
 
-def recorder_at(model: nn.Module, path: str) -> Recorder:
-    """Keep what the module at ``path`` returns."""
+def recorder_at(model: nn.Module, path: str, owner: object) -> Recorder:
+    """Keep what the module at ``path`` returns, for as long as ``owner`` lives."""
     recorder = Recorder()
-    model.get_submodule(path).register_forward_hook(recorder)
+    _remove_with(owner, model.get_submodule(path).register_forward_hook(recorder))
     return recorder
 
 
-def receiver_at(module: nn.Module) -> Receiver:
-    """Keep what ``module`` is given."""
+def receiver_at(module: nn.Module, owner: object) -> Receiver:
+    """Keep what ``module`` is given, for as long as ``owner`` lives."""
     receiver = Receiver()
-    module.register_forward_pre_hook(receiver)
+    _remove_with(owner, module.register_forward_pre_hook(receiver))
     return receiver
 
 
-def gate_at(model: nn.Module, path: str | None) -> Gate | None:
-    """A gate in front of the module at ``path``; None without one."""
+def gate_at(model: nn.Module, path: str | None, owner: object) -> Gate | None:
+    """A gate in front of the module at ``path``, for as long as ``owner`` lives; None without a path."""
     if path is None:
         return None
     gate = Gate()
-    model.get_submodule(path).register_forward_pre_hook(gate)
+    _remove_with(owner, model.get_submodule(path).register_forward_pre_hook(gate))
     return gate
+
+
+def _remove_with(owner: object, handle: RemovableHandle) -> None:
+    """Take the hook off when ``owner`` goes: the model may be somebody's who goes on with it."""
+    weakref.finalize(owner, handle.remove).atexit = False

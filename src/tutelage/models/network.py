@@ -149,9 +149,11 @@ class Network(nn.Module):
         self._indices = self._needed_features()
         self._prefix = ask.prefix and self.taps.tells_prefix
         if self._indices and not self.taps.native:
-            self._recorders = [recorder_at(model, _feature_path(model, index)) for index in self._indices]
+            self._recorders = [
+                recorder_at(model, _feature_path(model, index), self) for index in self._indices
+            ]
         if ask.pooled:
-            self._heads = [receiver_at(classifier) for classifier in classifiers(model)]
+            self._heads = [receiver_at(classifier, self) for classifier in classifiers(model)]
         if role != "trained":
             model.requires_grad_(False)
             model.eval()
@@ -218,7 +220,7 @@ class Network(nn.Module):
         The first call with inserts does it; a network compiled before that call has to be given them here.
         """
         if not self._gates:
-            self._gates = [gate_at(self.model, stage.boundary) for stage in self.taps.stages]
+            self._gates = [gate_at(self.model, stage.boundary, self) for stage in self.taps.stages]
 
     def _gate(self, stage: int) -> Gate:
         here = 0 <= stage < len(self._gates)
