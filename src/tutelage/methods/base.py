@@ -37,7 +37,8 @@ class Clock(NamedTuple):
     step: Tensor
 
 
-class Outs(NamedTuple):
+@dataclass(frozen=True)
+class Outs:
     """What the networks answered for one batch, in float32.
 
     Attributes:

@@ -179,7 +179,7 @@ class CRD(Method):
         assert batch.negatives is not None
         chosen = torch.cat([batch.index.unsqueeze(1), batch.negatives], dim=1)
         loss, state = self.contrast(*pooled_pair(outs), chosen)
-        for name, value in state._asdict().items():
+        for name, value in zip(ContrastState._fields, state, strict=True):
             self.keep(name, value)
         terms = {"ce": self.supervised(batch, outs.student), "crd": config.crd_weight * loss}
         if config.kd_weight:

@@ -310,7 +310,7 @@ class PACKD(Method):
         """See the class; the filling stage is the same without an update."""
         of = slice(None, None, self.shown if self.config.plain_ce else 1)
         ce = self.config.ce_weight * self.label_loss(outs.student.logits[of], batch.targets[of])
-        terms = {"ce": ce} | self.distilled(outs.student.logits, teacher_of(outs).logits)
+        terms = {"ce": ce, **self.distilled(outs.student.logits, teacher_of(outs).logits)}
         if self.contrasts:
             terms["contrast"] = self.config.contrast_weight * self.contrast(batch, outs)
         return terms
