@@ -501,6 +501,27 @@ def test_import_notes_what_the_file_was(state, tmp_path):
     assert str(tmp_path) not in json.dumps(facts)
 
 
+@pytest.mark.parametrize("branches", [{}, {"auxiliary.0.weight": torch.ones(2)}], ids=["plain", "branches"])
+def test_import_keeps_what_is_noted_about_the_tensors(branches, state, tmp_path):
+    noted = {"model": "resnet8_cifar", "args": {}, "mean": [0.1, 0.2, 0.3], "std": [0.4] * 3, "top1": 50.0}
+    content = weights_module.joint_state(state, branches) if branches else state
+    save_weights(tmp_path / "run.safetensors", content, noted)
+    found = import_weights(tmp_path / "run.safetensors", tmp_path / "a.safetensors")
+    assert {name: found[name] for name in noted} == noted
+    assert found["source_file"] == "run.safetensors"
+    own = {"mean": [0.5] * 3, "std": [1.0] * 3}
+    given = import_weights(tmp_path / "run.safetensors", tmp_path / "b.safetensors", **own)
+    assert given["mean"] == [0.5] * 3 and given["top1"] == 50.0
+    (tmp_path / "run.json").write_text("no JSON")
+    assert import_weights(tmp_path / "run.safetensors", tmp_path / "c.safetensors")["mean"] is None
+
+
+def test_import_takes_no_facts_about_other_tensors(state, tmp_path):
+    save_weights(tmp_path / "run.safetensors", state, {"mean": [0.1] * 3, "std": [0.4] * 3})
+    save_file({name: value + 1 for name, value in state.items()}, tmp_path / "run.safetensors")
+    assert import_weights(tmp_path / "run.safetensors", tmp_path / "a.safetensors")["mean"] is None
+
+
 def test_import_checks_the_named_network(state, tmp_path):
     torch.save(state, tmp_path / "w.pth")
     facts = import_weights(tmp_path / "w.pth", tmp_path / "w.safetensors", model="resnet8_cifar")

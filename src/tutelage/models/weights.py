@@ -153,7 +153,8 @@ def import_weights(
 ) -> dict[str, Any]:
     """Turn a foreign weights file into safetensors with a sidecar; auxiliary branches are kept.
 
-    Where the network is known, the weights get its own names, see `foreign`.
+    Where the network is known, the weights get its own names, see `foreign`. What is noted beside ``source``
+    already, as beside a run's weights, is taken over.
 
     Args:
         source: The foreign file, see `read_state_dict`.
@@ -184,7 +185,9 @@ def import_weights(
             "choose another name"
         )
     imported = read_state_dict(source, prefix)
-    facts = _facts(imported, model)
+    found = _facts(imported, model)
+    facts = {**dict.fromkeys(found), **_noted(source, imported)}
+    facts |= {name: value for name, value in found.items() if value is not None}
     if mean is not None and std is not None:
         facts |= {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
     origin = {
@@ -224,6 +227,17 @@ def inspect_weights(path: str | Path, prefix: str | None = None) -> dict[str, An
         "schema_hash": schema_hash(imported.state),
         "sidecar": read_sidecar(path),
     }
+
+
+def _noted(source: Path, imported: ImportedWeights) -> dict[str, Any]:
+    """The facts beside ``source``, where they are about just these tensors."""
+    try:
+        noted = read_sidecar(source)
+    except UserError:  # somebody else's file of that name
+        return {}
+    branches = imported.branches
+    state = joint_state(imported.state, branches) if branches else imported.state
+    return noted if noted.get("weights_hash") == weights_hash(state) else {}
 
 
 def _facts(imported: ImportedWeights, model: str | None) -> dict[str, Any]:
